@@ -1,0 +1,10 @@
+"""Convex sets of allowed changes. One file per set; each lowers to the pieces of `formulations.pieces`."""
+
+from formulations.sets.ball import LpBall
+from formulations.sets.base import ConvexSet, Everything, on_input
+from formulations.sets.box import Box
+from formulations.sets.intersection import Intersection
+from formulations.sets.polytope import Polytope
+from formulations.sets.total_variation import TotalVariation
+
+__all__ = ["Box", "ConvexSet", "Everything", "Intersection", "LpBall", "Polytope", "TotalVariation", "on_input"]
