@@ -209,8 +209,8 @@ class BallPiece:
             return None
         if isinstance(self.norm, GroupNorm):
             assert self.norm.omega is not None
-            return np.asarray(self.rho / self.norm.omega[self.norm.labels])
-        return np.asarray(np.asarray(self.rho)[..., None] / self.norm.scale(d))
+            return np.nextafter(np.asarray(self.rho)[..., None] / self.norm.omega[self.norm.labels], INF)
+        return np.nextafter(np.asarray(self.rho)[..., None] / self.norm.scale(d), INF)
 
     def dual(self, u: Array) -> tuple[Array, float]:
         return self.M.T @ u, float(self.rho) * float(self.norm.dual_value(u)) - float(u @ self.e)
@@ -273,23 +273,18 @@ class Part:
         return replace(self, piece=self.piece.at(i))
 
 
-def absorbing_box(parts: tuple[Part, ...], dim: int) -> tuple[Array, Array]:
-    """The intersection of all Box pieces: (lo, hi), each (d,) or (n, d); ±inf where absent. It absorbs the residuals of dual bounds."""
+def bounding_box(parts: tuple[Part, ...], dim: int) -> tuple[Array, Array]:
+    """A box around the intersection: Box pieces and the hulls of plain balls (M = identity), rounded outward.
+
+    Returns (lo, hi), each (d,) or (n, d), ±inf where no piece bounds a coordinate.
+    """
     lo, hi = np.full(dim, -INF), np.full(dim, INF)
     for part in parts:
         if isinstance(part.piece, BoxPiece):
             lo, hi = np.maximum(lo, part.piece.lo), np.minimum(hi, part.piece.hi)
-    return lo, hi
-
-
-def bounding_box(parts: tuple[Part, ...], dim: int) -> tuple[Array, Array]:
-    """A box around the intersection of the pieces: Box pieces and the hulls of plain balls."""
-    lo, hi = absorbing_box(parts, dim)
-    for part in parts:
-        if isinstance(part.piece, BallPiece):
-            reach = part.piece.hull()
-            if reach is not None:
-                lo, hi = np.maximum(lo, -part.piece.e - reach), np.minimum(hi, -part.piece.e + reach)
+        elif isinstance(part.piece, BallPiece) and (reach := part.piece.hull()) is not None:
+            below, above = np.nextafter(-part.piece.e - reach, -INF), np.nextafter(-part.piece.e + reach, INF)
+            lo, hi = np.maximum(lo, below), np.minimum(hi, above)
     return lo, hi
 
 
