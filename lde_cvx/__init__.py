@@ -1,0 +1,86 @@
+"""Lagrange Dual Explainers: how far the nearest allowed change that flips a decision is, why there, and a file that lets others check it.
+
+    import lde_cvx as lde
+    explanation = lde.LagrangeDualExplainer(model, norm=2, constraints=lde.Box(0, 1)).explain(x0)
+    explanation.lower, explanation.upper, explanation.scores, explanation.certificate
+
+Names are loaded when first used, so `import lde_cvx` itself is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+
+def _refuse_shadows() -> None:
+    """Our three packages lie side by side; a namesake found first would break in obscure places, so it is named here."""
+    here = Path(__file__).resolve().parent.parent
+    for name in ("formulations", "verification"):
+        loaded = sys.modules.get(name)
+        spec = loaded.__spec__ if loaded is not None else find_spec(name)
+        origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if origin != here / name / "__init__.py":
+            where = "it was not found" if spec is None else f"another one at {origin.parent if origin else list(spec.submodule_search_locations or [])} comes first"
+            raise ImportError(f"lde_cvx needs its own package {name!r} ({here / name}), but {where}; remove or rename that one, or reinstall lde-cvx.")
+
+
+_refuse_shadows()
+
+_HOME = {
+    "Box": "formulations.sets",
+    "ConvexSet": "formulations.sets",
+    "Everything": "formulations.sets",
+    "LpBall": "formulations.sets",
+    "Polytope": "formulations.sets",
+    "TotalVariation": "formulations.sets",
+    "Schema": "formulations.semantic",
+    "Norm": "formulations.norms",
+    "GroupNorm": "formulations.norms",
+    "Status": "formulations.status",
+    "InputError": "formulations.errors",
+    "DependencyError": "formulations.errors",
+    "min_norm": "formulations.programs",
+    "Decision": "verification.decision",
+    "certified_radius": "verification.radius",
+    "find_witness": "verification.attack",
+    "Certificate": "verification.certificate",
+    "LagrangeDualExplainer": "lde_cvx.explainer",
+    "Explanation": "lde_cvx.explanation",
+    "Verdict": "lde_cvx.explanation",
+    "load_model": "lde_cvx.models",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+if TYPE_CHECKING:
+    from formulations.errors import DependencyError, InputError
+    from formulations.norms import GroupNorm, Norm
+    from formulations.programs import min_norm
+    from formulations.semantic import Schema
+    from formulations.sets import Box, ConvexSet, Everything, LpBall, Polytope, TotalVariation
+    from formulations.status import Status
+    from lde_cvx.explainer import LagrangeDualExplainer
+    from lde_cvx.explanation import Explanation, Verdict
+    from lde_cvx.models import load_model
+    from verification.attack import find_witness
+    from verification.certificate import Certificate
+    from verification.decision import Decision
+    from verification.radius import certified_radius
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lde_cvx' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
