@@ -129,7 +129,7 @@ class RowsPiece:
         return replace(self, h=_at(self.h, i, 1))
 
     def pattern(self) -> tuple[Any, ...]:
-        return (self.kind, id(self.G))
+        return (self.kind, *_fingerprint(self.G))
 
     def model(self, delta: Any, given: Offsets) -> PieceModel:
         row = (self.G @ delta - given["h"] == 0) if self.equality else (self.G @ delta - given["h"] <= 0)
@@ -172,7 +172,7 @@ class BallPiece:
         return replace(self, e=_at(self.e, i, 1), rho=_at(np.asarray(self.rho, dtype=float), i, 0))
 
     def pattern(self) -> tuple[Any, ...]:
-        return (self.kind, id(self.M), id(self.norm))
+        return (self.kind, *_fingerprint(self.M), *self.norm.key())
 
     def model(self, delta: Any, given: Offsets) -> PieceModel:
         image, rho = self.M @ delta + given["e"], given["rho"]
@@ -242,7 +242,7 @@ class CustomPiece:
         return replace(self, origin=_at(self.origin, i, 1))
 
     def pattern(self) -> tuple[Any, ...]:
-        return (self.kind, id(self.build))
+        return (self.kind, id(getattr(self.build, "__self__", self.build)))
 
     def model(self, delta: Any, given: Offsets) -> PieceModel:
         rows = list(self.build(delta + given["origin"]))
@@ -290,6 +290,10 @@ def bounding_box(parts: tuple[Part, ...], dim: int) -> tuple[Array, Array]:
 
 def identity(dim: int) -> Any:
     return sp.identity(dim, format="csr")
+
+
+def _fingerprint(M: Any) -> tuple[Any, ...]:
+    return (M.shape, M.indptr.tobytes(), M.indices.tobytes(), M.data.tobytes())
 
 
 def _at(v: Array, i: int, event_dims: int) -> Any:

@@ -2,9 +2,10 @@ r"""The min-norm program, solved exactly, with its multipliers and a verified bo
 
     minimise ‖Wδ‖_p   subject to   A δ + b ≤ 0 (rows that must fall together),   δ ∈ C
 
-One program is compiled for a norm, a number of rows and a set of pieces, and solved again for every instance: rows and offsets are CVXPY
-parameters. For p = 2 the objective is ½‖Wδ‖² (a quadratic cone would cost seconds to compile), and multipliers are divided by ‖Wδ‖ afterwards:
-with v = ‖Wδ‖, ∇(½v²) = v∇v, so those of the norm are those of the square over v.
+One program is compiled for a norm, a number of rows and a set of pieces, and solved again for every instance: in CVXPY rows and offsets are
+parameters; Clarabel without custom pieces gets the same program written out in cone form and updated in place (`formulations.cones`).
+For p = 2 the objective is ½‖Wδ‖² (a quadratic cone would cost seconds to compile), and multipliers are divided by ‖Wδ‖ afterwards: with
+v = ‖Wδ‖, ∇(½v²) = v∇v, so those of the norm are those of the square over v.
 
 A solver's status is a claim. The answer's `lower` is `weak_dual_bound` of the returned multipliers; INFEASIBLE means that this bound is +∞, and
 OPTIMAL that the bound meets the value of a point whose violations, priced by the multipliers, are negligible.
@@ -19,10 +20,11 @@ import cvxpy as cp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from formulations.cones import ConeProgram
 from formulations.dual_bound import DualBound, weak_dual_bound
 from formulations.errors import InputError
 from formulations.norms import INF, Array, GroupNorm, Norm
-from formulations.pieces import BallPiece, Part, PieceModel
+from formulations.pieces import BallPiece, CustomPiece, Part, PieceModel
 from formulations.sets.base import ConvexSet, Everything
 from formulations.solution import Residuals, Solution, Solutions
 from formulations.solve import DEFAULT_SOLVER, Claim, check_solver, run
@@ -36,26 +38,20 @@ class MinNormProgram:
     """``min ‖Wδ‖  s.t.  Aδ + b ≤ 0, δ ∈ C`` compiled once for `rows` rows; `solve(A, b, parts)` as often as wanted.
 
     `parts` given here fix the structure (which bounds exist, which coordinates are fixed); the ones given to `solve` bring the offsets.
+    `modelled` forces the CVXPY model where the cone form would serve: the reference of the tests and of the benchmark.
     """
 
-    def __init__(self, norm: Norm | float | str, parts: Sequence[Part], dim: int, *, rows: int = 1, solver: str = DEFAULT_SOLVER) -> None:
+    def __init__(self, norm: Norm | float | str, parts: Sequence[Part], dim: int, *, rows: int = 1, solver: str = DEFAULT_SOLVER, modelled: bool = False
+    ) -> None:  # fmt: skip
         self.norm, self.dim, self.rows, self.solver = Norm.of(norm), dim, rows, check_solver(solver)
         self.norm.scale(dim)
         self.parts = tuple(parts)
         self.pattern = tuple(p.piece.pattern() for p in parts)
-        self._delta = cp.Variable(dim)
-        self._A, self._b = cp.Parameter((rows, dim)), cp.Parameter(rows)
-        self._margin = self._A @ self._delta + self._b <= 0
-        self._given: list[dict[str, Any]] = []
-        self._models: list[PieceModel] = []
-        for part in parts:
-            offsets = {k: cp.Parameter(np.shape(v), nonneg=(k == "rho") or None) for k, v in part.at(0).piece.offsets().items()}
-            self._given.append(offsets)
-            self._models.append(part.piece.model(self._delta, offsets))
         self.squared = self.norm.p == 2.0 and not isinstance(self.norm, GroupNorm)
-        scaled = cp.multiply(self.norm.scale(dim), self._delta)
-        objective = 0.5 * cp.sum_squares(scaled) if self.squared else self.norm.expression(self._delta)
-        self.problem = cp.Problem(cp.Minimize(objective), [self._margin, *(c for m in self._models for c in m.constraints)])
+        direct = self.solver == "CLARABEL" and not modelled and not any(isinstance(p.piece, CustomPiece) for p in parts)
+        self._engine: ConeProgram | ModelledProgram = (
+            ConeProgram(self.norm, self.parts, dim, rows) if direct else ModelledProgram(self.norm, self.parts, dim, rows, self.solver)
+        )
 
     def accepts(self, parts: Sequence[Part]) -> bool:
         """Do these parts have the structure that was compiled?"""
@@ -63,23 +59,18 @@ class MinNormProgram:
 
     def solve(self, A: Array, b: Array, parts: Sequence[Part] | None = None, *, time_limit: float | None = None) -> Solution:
         """One instance: A (rows, d), b (rows,), parts over the change without a batch axis. Rows are scaled to unit size inside."""
-        parts = self.parts if parts is None else tuple(parts)
+        parts = tuple(p.at(0) for p in self.parts) if parts is None else tuple(parts)
         size = np.abs(A).max(axis=1)
         size = np.where(size > 0, size, np.maximum(np.abs(b), 1.0))
-        self._A.value, self._b.value = A / size[:, None], b / size
-        for part, given in zip(parts, self._given, strict=True):
-            for key, value in part.piece.offsets().items():
-                given[key].value = np.where(np.isfinite(value), value, 0.0)  # a missing bound has no constraint
-        outcome = run(self.problem, solver=self.solver, time_limit=time_limit)
-        delta = None if self._delta.value is None else np.asarray(self._delta.value, dtype=float)
-        lam = np.zeros(self.rows) if self._margin.dual_value is None else np.maximum(np.ravel(self._margin.dual_value), 0) / size
-        duals = [m.read() for m in self._models]
-        if outcome.claim is Claim.INFEASIBLE or delta is None or not np.isfinite(delta).all():
+        claim, delta, lam, duals, seconds = self._engine.solve(A / size[:, None], b / size, parts, time_limit=time_limit)
+        lam = lam / size
+        if claim is Claim.INFEASIBLE or not np.isfinite(delta).all():
             delta = np.full(self.dim, np.nan)
         value = float(self.norm.value(delta)) if np.isfinite(delta).all() else INF
         if self.squared and 0 < value < INF:
             lam, duals = lam / value, [u / value for u in duals]
-        return self._answer(A, b, tuple(parts), delta, value, lam, tuple(duals), outcome.claim, outcome.seconds)
+        lam, duals = _tame(lam, duals)
+        return self._answer(A, b, parts, delta, value, lam, tuple(duals), claim, seconds)
 
     def _answer(
         self, A: Array, b: Array, parts: tuple[Part, ...], delta: Array, value: float, lam: Array, duals: tuple[Array, ...], claim: Claim, seconds: float
@@ -92,6 +83,39 @@ class MinNormProgram:
         named, prices = _by_name(parts, lam, duals)
         residuals = Residuals(violation, bound.scale - 1.0, value - bound.value if value < INF else float("nan"))
         return Solution(status, value, bound.value, delta, named, prices, duals, residuals, self.solver, seconds)
+
+
+class ModelledProgram:
+    """The program as a CVXPY problem with parameters: any installed solver, any set."""
+
+    def __init__(self, norm: Norm, parts: Sequence[Part], dim: int, rows: int, solver: str = DEFAULT_SOLVER) -> None:
+        self.solver = solver
+        self._delta = cp.Variable(dim)
+        self._A, self._b = cp.Parameter((rows, dim)), cp.Parameter(rows)
+        self._margin = self._A @ self._delta + self._b <= 0
+        self._given: list[dict[str, Any]] = []
+        self._models: list[PieceModel] = []
+        for part in parts:
+            offsets = {k: cp.Parameter(np.shape(v), nonneg=(k == "rho") or None) for k, v in part.at(0).piece.offsets().items()}
+            self._given.append(offsets)
+            self._models.append(part.piece.model(self._delta, offsets))
+        square = norm.p == 2.0 and not isinstance(norm, GroupNorm)
+        scaled = cp.multiply(norm.scale(dim), self._delta)
+        objective = 0.5 * cp.sum_squares(scaled) if square else norm.expression(self._delta)
+        self.problem = cp.Problem(cp.Minimize(objective), [self._margin, *(c for m in self._models for c in m.constraints)])
+
+    def solve(
+        self, A: Array, b: Array, parts: Sequence[Part], *, time_limit: float | None = None
+    ) -> tuple[Claim, Array, Array, list[Array], float]:
+        """(claim, δ, λ, multipliers per part, seconds) for one instance."""
+        self._A.value, self._b.value = A, b
+        for part, given in zip(parts, self._given, strict=True):
+            for key, value in part.piece.offsets().items():
+                given[key].value = np.where(np.isfinite(value), value, 0.0)  # a missing bound has no constraint
+        outcome = run(self.problem, solver=self.solver, time_limit=time_limit)
+        delta = np.full(A.shape[1], np.nan) if self._delta.value is None else np.asarray(self._delta.value, dtype=float)
+        lam = np.zeros(len(b)) if self._margin.dual_value is None else np.maximum(np.ravel(self._margin.dual_value), 0)
+        return outcome.claim, delta, lam, [m.read() for m in self._models], outcome.seconds
 
 
 def min_norm(
@@ -119,7 +143,9 @@ def min_norm(
         raise InputError(f"min_norm: a has shape {np.shape(a)} and b {np.shape(b)}; b needs one entry per row.")
     for name, v in (("a", A), ("b", B)):
         if not np.isfinite(v).all():
-            raise InputError(f"min_norm: {name} has the entry {v[~np.isfinite(v)][0]} at flat position {np.flatnonzero(~np.isfinite(v))[0]}; rows must be finite.")
+            raise InputError(
+                f"min_norm: {name} has the entry {v[~np.isfinite(v)][0]} at flat position {np.flatnonzero(~np.isfinite(v))[0]}; rows must be finite."
+            )
     parts = relative_parts(constraints, dim, x0, n)
     program = MinNormProgram(norm, parts, dim, rows=rows, solver=solver)
     return Solutions(tuple(program.solve(A[i], B[i], tuple(p.at(i) for p in parts), time_limit=time_limit) for i in range(n)))
@@ -136,8 +162,19 @@ def relative_parts(constraints: ConvexSet | None, dim: int, x0: ArrayLike | None
     start = np.asarray(x0, dtype=float)
     start = start.reshape(n, dim) if start.size == n * dim else np.broadcast_to(start, (n, dim))
     if not np.isfinite(start).all():
-        raise InputError(f"x0 has the entry {start[~np.isfinite(start)][0]} at flat position {np.flatnonzero(~np.isfinite(start))[0]}; inputs must be finite.")
+        raise InputError(
+            f"x0 has the entry {start[~np.isfinite(start)][0]} at flat position {np.flatnonzero(~np.isfinite(start))[0]}; inputs must be finite."
+        )
     return tuple(p.relative_to(start) for p in parts)
+
+
+def _tame(lam: Array, duals: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """Rays of infeasible programs come in any length; an exact power of two brings them to size 1 (bounds are homogeneous)."""
+    top = max((float(np.abs(np.nan_to_num(v, posinf=0, neginf=0)).max(initial=0.0)) for v in (lam, *duals)), default=0.0)
+    if top < 2.0**40:
+        return lam, list(duals)
+    factor = 2.0 ** -np.frexp(top)[1]
+    return lam * factor, [u * factor for u in duals]
 
 
 def _violations(A: Array, b: Array, parts: tuple[Part, ...], delta: Array) -> tuple[float, float]:

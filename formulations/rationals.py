@@ -29,7 +29,7 @@ def dot(u: Iterable[float], v: Iterable[float]) -> Any:
     return total
 
 
-def transpose_times(M: Any, u: Sequence[float], d: int) -> list[Any]:
+def transpose_times(M: Any, u: Iterable[float], d: int) -> list[Any]:
     """Mᵀu for a dense or sparse M (k, d), exactly."""
     out = [fmpq(0)] * d
     rows = sp.csr_matrix(M)
@@ -56,7 +56,9 @@ def dual_norm_square(norm: Norm, w: Sequence[Any]) -> Any:
     """‖w‖_*² exactly (p = 2, ∞ and groups); for p = ∞ the square of the exact ℓ1 value."""
     if isinstance(norm, GroupNorm):
         assert norm.omega is not None
-        squares = (sum((w[i] * w[i] for i in g), fmpq(0)) / (rational(o) * rational(o)) for g, o in zip(norm.groups, norm.omega, strict=True))
+        squares = (
+            sum((w[i] * w[i] for i in g), fmpq(0)) / (rational(o) * rational(o)) for g, o in zip(norm.groups, norm.omega, strict=True)
+        )
         return max(squares)
     scale = norm.scale(len(w))
     scaled = [abs(x) / rational(s) for x, s in zip(w, scale, strict=True)]

@@ -47,11 +47,15 @@ class Box(ConvexSet):
 
     def project(self, v: ArrayLike) -> Array:
         p = np.asarray(v, dtype=float)
-        return np.clip(p, *self.bounds(len(p)))
+        return np.asarray(np.clip(p, *self.bounds(len(p))))
 
     def describe(self) -> str:
         lo, hi = np.min(self.lower), np.max(self.upper)
-        return f"every coordinate of the {self.on} within [{lo:g}, {hi:g}]" if self.dim is None else f"{self.dim} coordinate ranges of the {self.on}"
+        return (
+            f"every coordinate of the {self.on} within [{lo:g}, {hi:g}]"
+            if self.dim is None
+            else f"{self.dim} coordinate ranges of the {self.on}"
+        )
 
     def __repr__(self) -> str:
         return f"Box({self.lower}, {self.upper})" if self.dim is None else f"Box(d={self.dim})"

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
-from formulations.norms import INF, Array, GroupNorm, Norm
+from formulations.norms import INF, GroupNorm, Norm
 from formulations.pieces import BallPiece, Part
 from formulations.sets.base import ConvexSet, level, on_input
 
@@ -22,9 +22,7 @@ class TotalVariation(ConvexSet):
     Channels are not coupled. Over the change unless said otherwise. Unbounded along constants of each channel.
     """
 
-    def __init__(
-        self, budget: float, shape: Sequence[int], *, isotropic: bool = False, on: str = "change", name: str = "tv"
-    ) -> None:
+    def __init__(self, budget: float, shape: Sequence[int], *, isotropic: bool = False, on: str = "change", name: str = "tv") -> None:
         self.budget, self.shape = level("TotalVariation: budget", budget), tuple(int(s) for s in shape)
         if not 1 <= len(self.shape) <= 3 or min(self.shape) < 1:
             raise InputError(f"TotalVariation: shape={tuple(shape)} must be (length,), (height, width) or (channels, height, width).")
@@ -59,7 +57,7 @@ class TotalVariation(ConvexSet):
         return f"TotalVariation({self.budget:g}, shape={self.shape})"
 
 
-def grid_differences(shape: Sequence[int]) -> tuple[Any, Array]:
+def grid_differences(shape: Sequence[int]) -> tuple[Any, Any]:
     """(D, pixel): D (edges, d) with rows e_j − e_i along every axis but the channel's, and for each edge the index i of its first pixel."""
     index = np.arange(int(np.prod(shape))).reshape(shape)
     axes = range(1, 3) if len(shape) == 3 else range(len(shape))
@@ -72,7 +70,7 @@ def grid_differences(shape: Sequence[int]) -> tuple[Any, Array]:
     return D, i
 
 
-def _groups(pixels: Array) -> list[list[int]]:
+def _groups(pixels: Any) -> list[list[int]]:
     order = np.argsort(pixels, kind="stable")
     cuts = np.flatnonzero(np.diff(pixels[order])) + 1
     return [g.tolist() for g in np.split(order, cuts)]
