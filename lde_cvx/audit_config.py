@@ -1,0 +1,120 @@
+"""The configuration of an audit: a TOML file with the tables below, every key checked, unknown keys refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from formulations.errors import InputError
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataTable(_Table):
+    """`name`: a data set that ships with the package; or `path`: a CSV file with its label column and the label that means declined."""
+
+    name: str | None = None
+    path: str | None = None
+    label: str = "class"
+    declined: str = "bad"
+    drop: list[str] = []
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+
+
+class ModelTable(_Table):
+    """A multilayer perceptron trained here, deterministically."""
+
+    hidden: list[int] = [32, 32]
+    epochs: int = Field(60, ge=1, le=10_000)
+    learning_rate: float = Field(1e-2, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+
+    @field_validator("hidden")
+    @classmethod
+    def _sizes(cls, value: list[int]) -> list[int]:
+        if not value or min(value) < 1:
+            raise ValueError("give at least one positive layer size")
+        return value
+
+
+class ChangesTable(_Table):
+    """What may change: the keywords of `Schema.from_frame`, in original units."""
+
+    immutable: list[str] = []
+    increasing: list[str] = []
+    decreasing: list[str] = []
+    categorical: list[str] = []
+    relations: list[str] = []
+    permitted_range: dict[str, list[Any]] = {}
+    units: dict[str, str] = {}
+    features_to_vary: list[str] | None = None
+    budget: float | None = Field(None, ge=0)
+
+
+class QuestionTable(_Table):
+    """Which applicants, measured how. `norms` in standardised units; `method` is the bound pass."""
+
+    applicants: int = Field(30, ge=1)
+    norms: list[Literal[1, 2, "inf"]] = [1, 2]
+    method: Literal["ibp", "crown", "alpha-crown"] = "crown"
+
+    @field_validator("norms")
+    @classmethod
+    def _distinct(cls, value: list[Any]) -> list[Any]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("name at least one norm, each once")
+        return value
+
+
+class AuditConfig(_Table):
+    title: str = "Certified audit of declined applications"
+    subtitle: str = "How far is each declined applicant from approval, which features decide it, and what may change?"
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataTable
+    model: ModelTable = ModelTable()
+    changes: ChangesTable = ChangesTable()
+    question: QuestionTable = QuestionTable()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the meaning: the same whatever the order, spacing and comments of the file."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def embedded() -> list[str]:
+    """Names of the configurations that ship with the package."""
+    return sorted(f.name.removesuffix(".toml") for f in files("lde_cvx.configs").iterdir() if f.name.endswith(".toml"))
+
+
+def load_config(source: str | Path) -> tuple[AuditConfig, str]:
+    """(configuration, its text) from a TOML file or an embedded name. Raises InputError, one line, naming the key and its value."""
+    name = str(source)
+    if name in embedded():
+        text = (files("lde_cvx.configs") / f"{name}.toml").read_text(encoding="utf-8")
+    elif not Path(name).is_file():
+        raise InputError(f"{name}: is neither a file nor an embedded configuration; embedded are {', '.join(embedded())}.")
+    else:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise InputError(f"{name}: is not UTF-8 text (byte {e.start}); save it as UTF-8.") from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise InputError(f"{name}: is not TOML: {e}.") from None
+    try:
+        return AuditConfig.model_validate(raw), text
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        where = ".".join(str(p) for p in first["loc"])
+        more = f" ({e.error_count() - 1} more)" if e.error_count() > 1 else ""
+        given = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
+        raise InputError(f"{name}: {where}: {first['msg'].lower()}{given}{more}.") from None

@@ -1,0 +1,48 @@
+"""`lde check`: verify certificate files again, without the solver and without the bound library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+from rich.table import Table
+
+from formulations.errors import InputError
+from lde_cvx.cli_common import FAILED, err, out
+
+
+def command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Certificate files, or folders of them.", show_default=False)],
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Model file: its hash, and the witness's flip, are then checked too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Check certificates again; exit code 1 when any of them fails."""
+    from lde_cvx.checking import check_files
+
+    paths = expand(files)
+    results = check_files(track(paths, "checking", console=err, transient=True, disable=as_json), model)
+    if as_json:
+        out.print_json(json.dumps([r.to_dict() for r in results]))
+    else:
+        table = Table(title=f"{sum(r.ok for r in results)} of {len(results)} certificates are valid")
+        for column in ("certificate", "norm", "lower", "upper", "result"):
+            table.add_column(column, overflow="fold", justify="right" if column in ("lower", "upper") else "left")
+        for r in results:
+            table.add_row(r.path, r.norm, r.lower, r.upper, "[green]valid[/]" if r.ok else f"[red]INVALID: {'; '.join(r.reasons)}[/]")
+        out.print(table)
+    if not all(r.ok for r in results):
+        raise typer.Exit(FAILED)
+
+
+def expand(files: list[Path]) -> list[Path]:
+    """Folders stand for the .json files in them. Raises InputError on what is not there."""
+    paths: list[Path] = []
+    for f in files:
+        found = sorted(f.glob("*.json")) if f.is_dir() else [f]
+        if not found:
+            raise InputError(f"{f}: holds no .json file; name certificate files or a folder of them.")
+        paths += found
+    return paths

@@ -1,0 +1,129 @@
+r"""The answer about one input.
+
+    lower ≤ v* ≤ upper,   v* = min { ‖Wδ‖ : δ ∈ C, some margin row m_k(δ) ≤ 0 }
+    S_i = λ·|a_i|         sensitivity of feature i: λ of the binding rival's margin row in the certified program, a its row
+
+`lower` is certified. `linear_radius` and `quadratic_radius` are values of local models and are not.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from formulations.norms import Array, Norm
+from verification.validity import Validity
+from verification.checker import Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from verification.certificate import Certificate
+    from verification.decision import Decision
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """How far the nearest allowed flip is, on both sides, and why there. Distances in the chosen norm; arrays in the input's shape.
+
+    lower            certified lower bound of v*; +inf: no allowed change flips the decision; 0: nothing is certified
+    upper            ‖Wδ‖ of the witness; +inf when none was found
+    target           the class (or side) that the binding row flips to
+    scores           S_i = λ|a_i|
+    multipliers      {"margin": λ (1,), constraint name: array}: of the certified program of the binding rival, of the linearised one for
+                     method="linear", of the dual ray that excludes every change when `lower` is +inf
+    prices           {constraint name: …}: how fast the program's value falls per unit of the constraint's level
+    witness          x0 + δ, an allowed input that flips the decision in float64; None when none was found
+    verdict          what is known; its value is the advice
+    linear_radius    value of the linearised program over C; +inf when it has no solution. Not certified: see `linear_validity`
+    linear_certified_fraction   largest fraction of it, at most 1, that the bounds certify
+    """
+
+    x0: Array
+    norm: Norm
+    decision: Decision
+    method: str
+    outputs: Array
+    lower: float
+    upper: float
+    target: int
+    scores: Array
+    multipliers: dict[str, Array]
+    prices: dict[str, Any]
+    witness: Array | None
+    verdict: Verdict
+    certificate: Certificate | None
+    linear_radius: float
+    linear_validity: Validity
+    linear_certified_fraction: float
+    seconds: float
+    quadratic_radius: float | None = None
+    feature_names: Sequence[str] | None = field(default=None, repr=False)
+
+    @property
+    def gap(self) -> float:
+        """(upper − lower)/upper, in [0, 1]; its limit 1 when only `lower` is known, and 0 when the decision cannot be flipped."""
+        if math.isinf(self.lower) or self.upper == 0:
+            return 0.0
+        return 1.0 if math.isinf(self.upper) else (self.upper - self.lower) / self.upper
+
+    @property
+    def margin_multiplier(self) -> float:
+        """λ of the margin row: distance per unit of margin."""
+        return float(np.sum(self.multipliers.get("margin", 0.0)))
+
+    @property
+    def change(self) -> Array | None:
+        """δ of the witness."""
+        return None if self.witness is None else self.witness - self.x0
+
+    def names(self) -> list[str]:
+        """A name for every flat feature: `feature_names`, or x[i] / x[i, j] by position."""
+        if self.feature_names is not None:
+            return [str(n) for n in self.feature_names]
+        return [f"x[{', '.join(map(str, np.unravel_index(i, self.x0.shape)))}]" for i in range(self.x0.size)]
+
+    def to_frame(self, top: int | None = None) -> pd.DataFrame:
+        """One row per feature, largest score first: feature, value, score, witness (NaN when none was found)."""
+        import pandas as pd
+
+        witness = np.full(self.x0.size, np.nan) if self.witness is None else self.witness.ravel()
+        frame = pd.DataFrame({"feature": self.names(), "value": self.x0.ravel(), "score": self.scores.ravel(), "witness": witness})
+        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True).head(len(frame) if top is None else top)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and strings; infinities stay floats."""
+        return {
+            "norm": self.norm.label, "decision": self.decision.label, "method": self.method, "verdict": self.verdict.name,
+            "lower": self.lower, "upper": self.upper, "gap": self.gap, "target": self.target, "outputs": self.outputs.tolist(),
+            "linear_radius": self.linear_radius, "linear_validity": self.linear_validity.name.lower(),
+            "linear_certified_fraction": self.linear_certified_fraction, "quadratic_radius": self.quadratic_radius,
+            "multipliers": {k: np.asarray(v).tolist() for k, v in self.multipliers.items()},
+            "prices": {k: np.asarray(v).tolist() for k, v in self.prices.items()},
+            "scores": self.scores.tolist(), "input": self.x0.tolist(), "witness": None if self.witness is None else self.witness.tolist(),
+            "feature_names": None if self.feature_names is None else list(self.feature_names), "seconds": self.seconds,
+        }  # fmt: skip
+
+    def __repr__(self) -> str:
+        return (
+            f"Explanation({self.norm.label}: {self.lower:.4g} ≤ distance ≤ {self.upper:.4g}, gap {self.gap:.1%}, target {self.target}, "
+            f"linearised {self.linear_radius:.4g} ({self.linear_validity.name.lower()}), {self.verdict.name})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(str(r.feature))}</td><td>{r.value:.4g}</td><td>{r.score:.4g}</td><td>{r.witness:.4g}</td></tr>"
+            for r in self.to_frame(8).itertuples()
+        )
+        return (
+            f"<div><b>{html.escape(self.norm.label)}: {self.lower:.4g} ≤ distance ≤ {self.upper:.4g}</b> &nbsp; gap {self.gap:.1%}<br>"
+            f"{html.escape(self.decision.label)}; binding rival {self.target}<br>"
+            f"linearised radius {self.linear_radius:.4g}: {self.linear_validity.name.lower()} (not certified by itself)<br>"
+            f"<i>{html.escape(self.verdict.value)}</i>"
+            f"<table><tr><th style='text-align:left'>feature</th><th>value</th><th>score λ|a|</th><th>witness</th></tr>{rows}</table></div>"
+        )
