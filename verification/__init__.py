@@ -1,0 +1,33 @@
+"""The truth about a network: margins, sound bounds, certified radii, witnesses, certificates and their independent checker.
+
+Names load on first use, so that importing the package, or running the checker, loads neither torch nor a solver.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from verification.attack import find_witness
+    from verification.certificate import Certificate
+    from verification.checker import CheckReport, CheckStatus, Verdict, check_file
+    from verification.decision import Decision
+    from verification.radius import certified_radius
+
+_HOMES = {
+    "Certificate": "certificate", "CheckReport": "checker", "CheckStatus": "checker", "Decision": "decision", "Verdict": "checker",
+    "certified_radius": "radius", "check_file": "checker", "find_witness": "attack",
+}  # fmt: skip
+
+__all__ = ["Certificate", "CheckReport", "CheckStatus", "Decision", "Verdict", "certified_radius", "check_file", "find_witness"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'verification' has no attribute {name!r}")
+    return getattr(import_module(f"verification.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

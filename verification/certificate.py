@@ -1,0 +1,310 @@
+r"""Certificates: the record of a claim about one decision, with what is needed to check it again.
+
+    lower ≤ v* ≤ upper,   v* = min { ‖Wδ‖ : δ ∈ C, some margin row m_k(δ) ≤ 0 }
+
+`Certificate.build` takes the rows, radii and multipliers that a search ended with. The number it publishes is not the search's: it is the checker's exact
+evaluation of that evidence (verification/checker.py, which also states the theorem), rounded down. So a file that was just written checks by construction,
+and poor multipliers cost tightness, never truth.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.errors import InputError
+from verification import checker
+from verification.certificate_format import FORMAT, VERSION, FormatError, canonical, input_hash, parse, read, self_hash, weights_hash
+from verification.checker import CheckReport, CheckStatus, Verdict
+from verification.evidence import (
+    CellEvidence, RivalEvidence, Split, WitnessEvidence, floats, hexes, norm_record, part_record, plain, rival_record, witness_record,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    import torch
+
+    from formulations.norms import Norm
+    from formulations.pieces import Part
+    from verification.decision import Decision
+
+__all__ = [
+    "CellEvidence",
+    "Certificate",
+    "ContradictionError",
+    "ModelRecord",
+    "RivalEvidence",
+    "Split",
+    "Verdict",
+    "WitnessEvidence",
+    "evaluate",
+]
+
+Array = NDArray[np.float64]
+OUTPUTS = 1e-9  # relative difference of float64 outputs between machines that counts as the same network
+CONTRADICTION = 1e-6  # relative excess of the lower bound over the witness that the witness's feasibility tolerance may explain
+LIBRARIES = ("lde-cvx", "numpy", "torch", "cvxpy", "clarabel", "scs", "auto_LiRPA", "python-flint")
+
+
+class ContradictionError(RuntimeError):
+    """A certified lower bound exceeds the distance of a witness: rows, network or witness are wrong. Never ignore it."""
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What identifies a network: its weights' sha256 (floats widened to float64, exactly) and its layers in words."""
+
+    sha256: str
+    architecture: str
+
+    @staticmethod
+    def of(model: torch.nn.Module | ModelRecord) -> ModelRecord:
+        """The record of a module. Its float64 copy has the same one; moving it to another device changes nothing."""
+        if isinstance(model, ModelRecord):
+            return model
+        import torch
+
+        if not isinstance(model, torch.nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; a certificate needs a torch.nn.Module, whose weights can be hashed.")
+        layers = [f"{name or 'model'}: {type(m).__qualname__}({m.extra_repr()})" for name, m in model.named_modules()]
+        architecture = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(layers))
+        arrays = {k: (v.double() if v.is_floating_point() else v).detach().cpu().numpy() for k, v in model.state_dict().items()}
+        return ModelRecord(weights_hash(architecture, arrays), architecture)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A claim with its evidence. `record` is the JSON object of certificate_format.py; properties read the common fields."""
+
+    record: dict[str, Any] = field(repr=False)
+
+    @staticmethod
+    def build(
+        *,
+        model: torch.nn.Module | ModelRecord,
+        x0: ArrayLike,
+        outputs: ArrayLike,
+        decision: Decision,
+        norm: Norm | float | str,
+        parts: Sequence[Part],
+        evidence: Sequence[RivalEvidence],
+        witness: WitnessEvidence | None = None,
+        method: str = "crown",
+        seed: int | None = None,
+        command: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> Certificate:
+        """The certificate of this evidence; x0 in the network's input shape, `parts` as C.parts(d) gives them, one `RivalEvidence` per row of the decision.
+
+        Raises InputError when shapes do not fit or a statement of the record does not hold (x0 outside C, a witness that does not flip),
+        ContradictionError when the evidence proves more than the witness allows.
+        """
+        start = np.asarray(x0, dtype=float)
+        flat = start.ravel()
+        if len(evidence) != len(decision.rivals):
+            raise InputError(
+                f"Certificate: evidence for {len(evidence)} rows, the decision has {len(decision.rivals)}; give one RivalEvidence per row."
+            )
+        identity = ModelRecord.of(model)
+        record: dict[str, Any] = {
+            "format": FORMAT, "version": VERSION, "sha256": "0" * 64,
+            "model": {"sha256": identity.sha256, "architecture": identity.architecture},
+            "input": {"x0": hexes(flat), "shape": list(start.shape) or [1], "sha256": input_hash(flat.tolist())},
+            "outputs": hexes(outputs), "decision": decision.to_dict(), "norm": norm_record(norm, flat.size),
+            "set": [part_record(p) for p in parts],
+            "rivals": [
+                rival_record(e, rival, parts, norm, method) for rival, e in zip(decision.rivals, evidence, strict=True)
+            ],
+            "witness": None if witness is None else witness_record(witness, flat),
+            "lower": (0.0).hex(), "upper": float("inf").hex(), "verdict": Verdict.UNKNOWN.name,
+            "tolerances": {"feasibility": checker.FEASIBILITY.hex(), "outputs": OUTPUTS.hex()},
+            "method": method, "versions": _versions(), "seed": seed, "command": " ".join(sys.argv) if command is None else command,
+            "provenance": plain(provenance or {}), "notes": plain(notes or {}),
+        }  # fmt: skip
+        return Certificate(_published(record))
+
+    # ------------------------------------------------------------------------------------------------------------- the claim
+
+    @property
+    def lower(self) -> float:
+        return float.fromhex(self.record["lower"])
+
+    @property
+    def upper(self) -> float:
+        return float.fromhex(self.record["upper"])
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict[self.record["verdict"]]
+
+    @property
+    def lowers(self) -> dict[int, float]:
+        """The certified lower bound of every rival's row."""
+        return {int(r["rival"]): float.fromhex(r["lower"]) for r in self.record["rivals"]}
+
+    @property
+    def x0(self) -> Array:
+        return floats(self.record["input"]["x0"]).reshape(self.record["input"]["shape"])
+
+    @property
+    def witness(self) -> Array | None:
+        """The flipping input, in the input's shape."""
+        w = self.record["witness"]
+        return None if w is None else floats(w["input"]).reshape(self.record["input"]["shape"])
+
+    @property
+    def model_sha256(self) -> str:
+        return str(self.record["model"]["sha256"])
+
+    @property
+    def sha256(self) -> str:
+        return str(self.record["sha256"])
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __repr__(self) -> str:
+        return f"Certificate({self.lower:.6g} ≤ distance ≤ {self.upper:.6g}, {self.verdict.name}, sha256 {self.sha256[:12]}…)"
+
+    # ------------------------------------------------------------------------------------------------------------- files and checks
+
+    def save(self, path: str | Path) -> Path:
+        """Writes canonical JSON; the file appears whole or not at all. Raises InputError when it cannot be written."""
+        target = Path(path)
+        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with open(draft, "wb") as handle:
+                handle.write(canonical(self.record) + b"\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(draft, target)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise InputError(
+                f"{target}: cannot be written ({error.strerror or error}); name a folder that exists and is writable."
+            ) from None
+        return target
+
+    @staticmethod
+    def load(path: str | Path) -> Certificate:
+        """Reads a certificate; it is well-formed then, not yet checked. Raises InputError on a file that is none."""
+        try:
+            record = read(path)
+            parse(record)
+        except FormatError as error:
+            raise InputError(f"{path}: {error}; this is not a certificate that can be read, get the file again.") from None
+        return Certificate(record)
+
+    def check(self, model: torch.nn.Module | None = None, device: str | torch.device | None = None) -> CheckReport:
+        """The independent check; with `model` also its hash, and its float64 outputs at x0 and at the witness."""
+        if model is None:
+            return checker.check_record(self.record)
+        report = checker.check_record(self.record, model_sha256=ModelRecord.of(model).sha256)
+        if report.status is CheckStatus.INVALID:
+            return report
+        wrong, open_ = self._recompute(model, device)
+        status = CheckStatus.INVALID if wrong else CheckStatus.CANNOT_DECIDE if open_ or not report.ok else CheckStatus.VALID
+        reasons = tuple(wrong) or (*report.reasons, *open_)
+        return replace(
+            report,
+            status=status,
+            reasons=reasons,
+            premises=(report.premises[0], "outputs: evaluated again in float64, not outward rounded"),
+        )
+
+    def _recompute(self, model: torch.nn.Module, device: str | torch.device | None) -> tuple[list[str], list[str]]:
+        """(refutations, open questions) from the network itself."""
+        from verification.decision import Decision
+
+        d = self.record["decision"]
+        decision = Decision(np.stack([floats(r) for r in d["rows"]]), floats(d["shifts"]), tuple(d["rivals"]), d["label"], d["kind"])
+        stored = [("x0", self.x0, floats(self.record["outputs"]))]
+        if self.witness is not None:
+            stored.append(("the witness", self.witness, floats(self.record["witness"]["outputs"])))
+        tolerance = float.fromhex(self.record["tolerances"]["outputs"])
+        wrong: list[str] = []
+        open_: list[str] = []
+        for who, z, told in stored:
+            try:
+                found = evaluate(model, z[None], device)[0]
+            except (RuntimeError, ValueError) as error:
+                return [f"the model cannot be evaluated at {who}: {str(error).splitlines()[0][:120]}"], []
+            if found.shape != told.shape:
+                return [f"the model has {found.size} outputs, the certificate {told.size}"], []
+            slack = tolerance * (1 + float(np.abs(told).max()))
+            off = float(np.abs(found - told).max())
+            if not off <= slack:
+                wrong.append(f"outputs: the model's outputs at {who} differ from the stored ones by {off:.3g}")
+            elif who != "x0" and decision.stands(found[None])[0]:
+                # within rounding of the boundary: the same network on another machine
+                open_.append(
+                    f"the witness is within rounding of the boundary, and on this machine its margin is {decision.margins(found).min():.3g}"
+                )
+        return wrong, open_
+
+
+def evaluate(model: torch.nn.Module, inputs: Array, device: str | torch.device | None = None) -> Array:
+    """f in float64: inputs (n, *shape) → outputs (n, m). The model itself is left as it is."""
+    import torch
+
+    double = copy.deepcopy(model).double().eval()
+    place = torch.device(device) if device is not None else next((p.device for p in double.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        out = double.to(place)(torch.as_tensor(np.array(inputs), dtype=torch.float64, device=place))
+    return np.asarray(out.cpu().numpy(), dtype=float).reshape(len(inputs), -1)
+
+
+# ----------------------------------------------------------------------------------------------------------------- building
+
+
+def _published(record: dict[str, Any]) -> dict[str, Any]:
+    """Fills in lower, upper, verdict and the self-hash with the checker's own numbers."""
+    try:
+        doc = parse(record)
+    except FormatError as error:
+        raise InputError(f"Certificate: {error}.") from None
+    bounds = [checker.bound_down(b) for b in checker.row_bounds(doc)]
+    for entry, bound in zip(record["rivals"], bounds, strict=True):
+        entry["lower"] = bound.hex()
+    lower, upper = min(bounds), float("inf")
+    if doc.witness is not None:
+        upper = checker.float_up(checker.distance(doc, doc.witness))
+    if lower > upper:
+        if lower > upper * (1 + CONTRADICTION) + checker.FEASIBILITY:
+            raise ContradictionError(
+                f"the evidence proves lower={lower!r}, but a witness lies at {upper!r}; one of them is wrong: please report it."
+            )
+        lower = upper  # the witness may leave C by the tolerance, and be that much nearer than the exact optimum
+    record["lower"], record["upper"], record["verdict"] = lower.hex(), upper.hex(), Verdict.of(lower, upper).name
+    record["sha256"] = self_hash(record)
+    report = checker.check_record(record)
+    if report.status is CheckStatus.INVALID:
+        raise InputError(f"Certificate: {report.reasons[0]}; a certificate must not say so.")
+    return record
+
+
+@functools.cache
+def _library_versions() -> tuple[tuple[str, str], ...]:
+    out = [("python", platform.python_version())]
+    for name in LIBRARIES:
+        try:
+            out.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple(out)
+
+
+def _versions() -> dict[str, str]:
+    return dict(_library_versions())
