@@ -83,18 +83,7 @@ class ConeProgram:
     ) -> tuple[Claim, Array, Array, list[Array], float]:
         """(claim, δ, λ, multipliers per part, seconds) for one instance."""
         start = time.perf_counter()
-        self._A.data[self._margin_at] = A.T.ravel()
-        pieces = [None, *(p.piece for p in parts)]
-        rhs = np.concatenate([-b, *(block.rhs(piece) for block, piece in zip(self._blocks, pieces, strict=True))])
-        if self._solver is None or time_limit != self._limit:
-            settings = clarabel.DefaultSettings()
-            settings.verbose, settings.presolve_enable = False, False
-            for key, value in solver_settings("CLARABEL", time_limit).items():
-                setattr(settings, key, value)
-            self._solver, self._limit = clarabel.DefaultSolver(self._P, self._q, self._A, rhs, self._cones, settings), time_limit
-        else:
-            self._solver.update(A=self._A.data, b=rhs)
-        answer = self._solver.solve()
+        answer = self.raw(*self.numbers(A, b, parts), time_limit=time_limit)
         x, z = np.array(answer.x), np.array(answer.z)
         duals, at = [], self.rows
         for block in self._blocks:
@@ -103,6 +92,26 @@ class ConeProgram:
             at += m
         claim = _CLAIMS.get(str(answer.status), Claim.FAILED)
         return claim, x[: self.dim], np.maximum(z[: self.rows], 0.0), duals[1:], time.perf_counter() - start
+
+    def numbers(self, A: Array, b: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
+        """(A's nonzeros, right-hand side) of one instance: all that changes."""
+        data = self._A.data.copy()
+        data[self._margin_at] = A.T.ravel()
+        pieces = [None, *(p.piece for p in parts)]
+        return data, np.concatenate([-b, *(block.rhs(piece) for block, piece in zip(self._blocks, pieces, strict=True))])
+
+    def raw(self, data: Array, rhs: Array, *, time_limit: float | None = None) -> Any:
+        """Clarabel's own answer for these numbers."""
+        if self._solver is None or time_limit != self._limit:
+            settings = clarabel.DefaultSettings()
+            settings.verbose, settings.presolve_enable = False, False
+            for key, value in solver_settings("CLARABEL", time_limit).items():
+                setattr(settings, key, value)
+            self._A.data = data
+            self._solver, self._limit = clarabel.DefaultSolver(self._P, self._q, self._A, rhs, self._cones, settings), time_limit
+        else:
+            self._solver.update(A=data, b=rhs)
+        return self._solver.solve()
 
 
 def _nonneg(n: int) -> tuple[Any, ...]:

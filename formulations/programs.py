@@ -17,16 +17,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import cvxpy as cp
+import joblib
 import numpy as np
 from numpy.typing import ArrayLike
 
+from formulations.boxed import BoxedSolutions
 from formulations.cones import ConeProgram
 from formulations.dual_bound import DualBound, weak_dual_bound
 from formulations.errors import InputError
 from formulations.norms import INF, Array, GroupNorm, Norm
-from formulations.pieces import BallPiece, CustomPiece, Part, PieceModel
+from formulations.pieces import BallPiece, BoxPiece, CustomPiece, Part, PieceModel
 from formulations.sets.base import ConvexSet, Everything
-from formulations.solution import Residuals, Solution, Solutions
+from formulations.solution import Residuals, Solution, Solutions, SolvedOneByOne
 from formulations.solve import DEFAULT_SOLVER, Claim, check_solver, run
 from formulations.status import Status
 
@@ -125,13 +127,16 @@ def min_norm(
     constraints: ConvexSet | None = None,
     x0: ArrayLike | None = None,
     *,
-    solver: str = DEFAULT_SOLVER,
+    solver: str | None = None,
     time_limit: float | None = None,
+    jobs: int = 1,
 ) -> Solutions:
     """``min ‖δ‖  s.t.  a·δ + b ≤ 0, δ ∈ C`` for a batch of n programs.
 
     a (d,), (n, d) or (n, K, d) with K rows that must fall together; b (), (n,) or (n, K); x0 (d,) or (n, d) places sets over the input.
-    `time_limit` is in seconds per program. Raises InputError on shapes that do not fit, NaN, a set over the input without x0, and an empty box.
+    `solver` None takes the exact closed form for one row and a box (batched, no solver), else Clarabel; a name takes that solver for all.
+    `time_limit` is in seconds per program; `jobs` > 1 spreads the programs over processes.
+    Raises InputError on shapes that do not fit, NaN, a set over the input without x0, and an empty box.
     """
     A, B = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if A.ndim == 1:
@@ -147,8 +152,22 @@ def min_norm(
                 f"min_norm: {name} has the entry {v[~np.isfinite(v)][0]} at flat position {np.flatnonzero(~np.isfinite(v))[0]}; rows must be finite."
             )
     parts = relative_parts(constraints, dim, x0, n)
-    program = MinNormProgram(norm, parts, dim, rows=rows, solver=solver)
-    return Solutions(tuple(program.solve(A[i], B[i], tuple(p.at(i) for p in parts), time_limit=time_limit) for i in range(n)))
+    norm = Norm.of(norm)
+    if solver is None and rows == 1 and not isinstance(norm, GroupNorm) and all(isinstance(p.piece, BoxPiece) for p in parts):
+        return BoxedSolutions(A[:, 0, :], B[:, 0], norm, parts)
+    name = check_solver(solver or DEFAULT_SOLVER)
+    chunks = [range(k, n, jobs) for k in range(min(max(jobs, 1), n))]
+    work = (joblib.delayed(_solve_some)(norm, parts, A[list(c)], B[list(c)], list(c), name, time_limit) for c in chunks)
+    solved = dict(pair for chunk in joblib.Parallel(n_jobs=len(chunks))(work) for pair in chunk)
+    return SolvedOneByOne([solved[i] for i in range(n)])
+
+
+def _solve_some(
+    norm: Norm, parts: tuple[Part, ...], A: Array, B: Array, which: list[int], solver: str, time_limit: float | None
+) -> list[tuple[int, Solution]]:
+    """The programs of one process: compiled once, solved in turn."""
+    program = MinNormProgram(norm, parts, A.shape[2], rows=A.shape[1], solver=solver)
+    return [(i, program.solve(A[k], B[k], tuple(p.at(i) for p in parts), time_limit=time_limit)) for k, i in enumerate(which)]
 
 
 def relative_parts(constraints: ConvexSet | None, dim: int, x0: ArrayLike | None, n: int = 1) -> tuple[Part, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,39 +51,41 @@ class Solution:
         return (self.value - self.lower) / max(1.0, abs(self.value)) if np.isfinite(self.value) else float("nan")
 
 
-@dataclass(frozen=True, eq=False)
-class Solutions:
+class Solutions(ABC):
     """A batch of n programs: `record[i]` is one `Solution`; the arrays stack what fits.
 
     value, lower (n,); delta (n, d); multipliers {name: (n, …)}; status: list of n.
     """
 
-    items: tuple[Solution, ...] = field(repr=False)
+    value: Array
+    lower: Array
+    delta: Array
+    status: list[Status]
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.value)
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> Solution: ...
+
+    def __iter__(self) -> Iterator[Solution]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    @abstractmethod
+    def multipliers(self) -> dict[str, Array]: ...
+
+
+class SolvedOneByOne(Solutions):
+    """A batch as a tuple of its programs' solutions."""
+
+    def __init__(self, items: Sequence[Solution]) -> None:
+        self.items = tuple(items)
+        self.value, self.lower = np.array([s.value for s in items]), np.array([s.lower for s in items])
+        self.delta, self.status = np.stack([s.delta for s in items]), [s.status for s in items]
 
     def __getitem__(self, i: int) -> Solution:
         return self.items[i]
-
-    def __iter__(self) -> Iterator[Solution]:
-        return iter(self.items)
-
-    @property
-    def value(self) -> Array:
-        return np.array([s.value for s in self.items])
-
-    @property
-    def lower(self) -> Array:
-        return np.array([s.lower for s in self.items])
-
-    @property
-    def delta(self) -> Array:
-        return np.stack([s.delta for s in self.items])
-
-    @property
-    def status(self) -> list[Status]:
-        return [s.status for s in self.items]
 
     @property
     def multipliers(self) -> dict[str, Array]:

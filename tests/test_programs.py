@@ -231,3 +231,24 @@ def test_bad_programs_are_named(call, words):
 def test_frozen_features_do_not_move():
     s = min_norm(np.ones(DIM), 1.0, 1, Frozen([0, 3], DIM) & Box(-1, 1, on="change"))[0]
     assert np.abs(s.delta[[0, 3]]).max() <= 1e-9
+
+
+@pytest.mark.parametrize("norm", [v for k, v in NORMS.items() if "groups" not in k], ids=[k for k in NORMS if "groups" not in k])
+def test_closed_form_batch_is_clarabel(norm):
+    """Value, δ, λ and box multipliers of the batched closed form equal Clarabel's, and verify the same bound."""
+    rng = np.random.default_rng(9)
+    n = 40
+    a, x0 = rng.normal(size=(n, DIM)), rng.uniform(size=(n, DIM))
+    C = Box(0, 1) & Box(-0.6, 0.6, on="change")
+    b = 0.6 * np.array([C.relative_to(x).support(-v) for v, x in zip(a, x0, strict=True)])
+    closed, solved = min_norm(a, b, norm, C, x0), min_norm(a, b, norm, C, x0, solver="CLARABEL", jobs=2)
+    assert closed[0].solver == "closed form"
+    assert np.allclose(closed.value, solved.value, rtol=1e-7)
+    assert (closed.lower <= solved.value + 1e-9).all()
+    assert np.allclose(closed.lower, solved.lower, rtol=1e-7)
+    parts = relative_parts(C, DIM, x0, n)
+    for i, (s, t) in enumerate(zip(closed, solved, strict=True)):
+        mine = weak_dual_bound(norm, a[i], b[i], s.multipliers["margin"], tuple(p.at(i) for p in parts), s.duals)
+        assert mine.value == pytest.approx(s.value, rel=1e-9)
+        assert s.multipliers["margin"] == pytest.approx(t.multipliers["margin"], rel=1e-5)
+    assert closed.multipliers["box"].shape == (n, 2, DIM)

@@ -1,0 +1,425 @@
+r"""Support functions of { ‖Wδ‖ ≤ r_i } ∩ C_i for a batch of inputs, as bounds that hold for any multipliers.
+
+With the ball and the boxes together in B (formulations/ball_box.py) and every other piece j of C under multipliers u_j,
+
+    σ(A) = max { A·δ : δ ∈ R }  ≤  σ_B(A − Σ_j y_j) + Σ_j σ_j          y_j·δ ≤ σ_j on piece j, for ANY u_j  (formulations/pieces.py)
+
+so the multipliers only have to be good, never optimal. They come from a few ADMM steps on  max A·δ, δ ∈ B, Kδ ∈ S  (Boyd et al. 2011, over-relaxed; one
+inverse (I + KᵀK)⁻¹ for the whole batch), the best value met is kept row by row, and u = 0 is always among them: the bound over B alone.
+A primal iterate of that problem is not a bound and is never used as one. Every bound is affine in ℓ(r) (`affine`), hence
+valid at other radii too, which `distance` inverts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from formulations.ball_box import affine_support, level, nearest_to_zero, project, radius_at, threshold
+from formulations.errors import InputError
+from formulations.norms import INF, Array, GroupNorm, Norm
+from formulations.pieces import BallPiece, Part, RowsPiece, bounding_box, identity
+
+ZERO = 1e-9  # a box that misses δ = 0 by no more is widened to hold it: x0 counts as inside C up to this much
+CHUNK = 1 << 22  # numbers in one temporary of the dual ascent
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """v ≤ h or v = h for the block v of Kδ; h (n or 1, 1, m)."""
+
+    h: Tensor
+    equality: bool
+
+    def take(self, index: Tensor) -> Rows:
+        return replace(self, h=_take(self.h, index))
+
+    def feasible(self, u: Tensor) -> Tensor:
+        return u if self.equality else u.clamp(min=0)
+
+    def sigma(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(constant, slope in the radius) of σ(u)."""
+        return (u * self.h).sum(-1), torch.zeros_like(u[..., 0])
+
+    def project(self, v: Tensor, radius: Tensor) -> Tensor:
+        return self.h.expand_as(v) if self.equality else torch.minimum(v, self.h)
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """‖v + e‖ ≤ ρ, unweighted p = 1, 2, ∞ or Σ_g ω_g‖v_g‖₂; e (n or 1, 1, m), ρ (n or 1, 1), None for the region's own radius."""
+
+    e: Tensor
+    rho: Tensor | None
+    p: float
+    labels: Tensor | None = None
+    omega: Tensor | None = None
+
+    def take(self, index: Tensor) -> Ball:
+        return replace(self, e=_take(self.e, index), rho=None if self.rho is None else _take(self.rho, index))
+
+    def feasible(self, u: Tensor) -> Tensor:
+        return u
+
+    def sigma(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        if self.labels is not None and self.omega is not None:
+            dual = (self._lengths(u) / self.omega).amax(-1)
+        else:
+            dual = torch.linalg.vector_norm(u, {1.0: INF, 2.0: 2.0, INF: 1.0}[self.p], dim=-1)
+        shift = -(u * self.e).sum(-1)
+        return (shift, dual) if self.rho is None else (shift + self.rho * dual, torch.zeros_like(dual))
+
+    def project(self, v: Tensor, radius: Tensor) -> Tensor:
+        w, rho = v + self.e, (radius if self.rho is None else self.rho).expand(v.shape[:-1])
+        if self.labels is not None and self.omega is not None:
+            size = self._lengths(w)
+            keep = 1 - threshold(size, self.omega, None, rho).unsqueeze(-1) * self.omega / size.clamp(min=1e-300)
+            out = w * keep.clamp(min=0)[..., self.labels]
+        elif self.p == 2:
+            out = w * (rho.unsqueeze(-1) / w.norm(dim=-1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+        elif self.p == INF:
+            out = torch.minimum(torch.maximum(w, -rho.unsqueeze(-1)), rho.unsqueeze(-1))
+        else:
+            out = w.sign() * (w.abs() - threshold(w.abs(), torch.ones_like(w[..., :1]), None, rho).unsqueeze(-1)).clamp(min=0)
+        return out - self.e
+
+    def _lengths(self, u: Tensor) -> Tensor:
+        assert self.labels is not None
+        assert self.omega is not None
+        total = torch.zeros(*u.shape[:-1], len(self.omega), dtype=u.dtype, device=u.device)
+        return total.index_add(-1, self.labels, u.square()).clamp(min=1e-300).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """K (m, d) over all pieces that are not boxes, its blocks, and (I + KᵀK)⁻¹; shared by the batch."""
+
+    K: Tensor
+    Kt: Tensor
+    inverse: Tensor
+    blocks: tuple[tuple[slice, Rows | Ball], ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        return _times(self.K, x)
+
+    def back(self, u: Tensor) -> Tensor:
+        return _times(self.Kt, u)
+
+    def take(self, index: Tensor) -> Coupling:
+        return replace(self, blocks=tuple((s, b.take(index)) for s, b in self.blocks))
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """R_i = { ‖Wδ‖ ≤ r_i } ∩ C_i, i < n, where bounds of linear functions are asked for. Build it with `Region.build`.
+
+    Coordinates inside are scaled, Wδ; everything public is in δ itself. `custom` counts the user's sets that were left out (a larger region: bounds stay valid).
+    """
+
+    p: float
+    scale: Tensor
+    lo: Tensor
+    hi: Tensor
+    radius: Tensor
+    limit: Tensor
+    coupling: Coupling | None
+    steps: int
+    custom: int
+
+    @staticmethod
+    def build(
+        norm: Norm,
+        parts: tuple[Part, ...],
+        radius: Array | Tensor | float,
+        dim: int,
+        *,
+        count: int | None = None,
+        steps: int = 80,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Region:
+        """The region of a norm, parts over the change (`Part.relative_to`), and radii (n,) or one number.
+
+        The batch size is `count`, or follows from the radii and the parts' offsets. `steps` bounds the dual ascent for pieces that are no boxes.
+        Raises InputError on parts still over the input, an empty box, a radius that is negative or not finite, and a ball that misses the box.
+        """
+        over_input = [part.name for part in parts if part.on != "change"]
+        if over_input:
+            raise InputError(f"Region: {over_input[0]!r} is over the input; make it relative to x0 first.")
+        like = {"device": torch.device("cpu") if device is None else torch.device(device), "dtype": dtype}
+        r = torch.as_tensor(radius, **like).reshape(-1)  # type: ignore[arg-type]
+        lo, hi = bounding_box(parts, dim)
+        n = count or max([len(r), *(len(v) for v in (lo, hi) if v.ndim == 2), *(len(v) for part in parts for v in _batched(part.piece))])
+        bad = np.argwhere(np.atleast_2d(lo) > np.atleast_2d(hi) + ZERO)
+        if len(bad):
+            i, j = bad[0]
+            raise InputError(
+                f"Region: the constraints leave coordinate {j} of input {i} no value "
+                f"({np.atleast_2d(lo)[i, j]:g} > {np.atleast_2d(hi)[i, j]:g}); the set is empty, widen it."
+            )
+        lo, hi = np.where((lo > 0) & (lo <= ZERO), 0.0, lo), np.where((hi < 0) & (hi >= -ZERO), 0.0, hi)
+        hi = np.maximum(lo, hi)
+        if isinstance(
+            norm, GroupNorm
+        ):  # Σ ω_g‖δ_g‖ ≤ r lies in |δ_i| ω_g ≤ r: that hull is the base, the ball itself a piece of the coupling
+            assert norm.omega is not None
+            norm.scale(dim)
+            p, scale, balls = INF, norm.omega[norm.labels], [(norm, None)]
+        else:
+            p, scale, balls = norm.p, norm.scale(dim), []
+        w = torch.as_tensor(np.array(scale), **like)  # type: ignore[arg-type]
+        box = [torch.as_tensor(np.atleast_2d(v * scale), **like).expand(n, dim) for v in (lo, hi)]  # type: ignore[arg-type]
+        limit, rest = _fold_balls(norm, parts, dim, n)
+        region = Region(
+            p, w, box[0], box[1], r, torch.as_tensor(limit, **like), _couple(balls, rest, scale, like),  # type: ignore[arg-type]
+            steps, sum(part.piece.kind == "custom" for part in parts),
+        )  # fmt: skip
+        return region.with_radius(r)
+
+    @property
+    def count(self) -> int:
+        return int(self.lo.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self.lo.shape[1])
+
+    @property
+    def is_box(self) -> bool:
+        """Is R_i a box, so that `hull` is all there is to know?"""
+        return self.p == INF and self.coupling is None
+
+    def with_radius(self, radius: Tensor) -> Region:
+        """The same sets C_i at other radii (n,). Raises InputError on a bad radius, or where ball and box do not meet."""
+        r = torch.as_tensor(radius, dtype=self.lo.dtype, device=self.lo.device).expand(self.count)
+        wrong = torch.nonzero(~(torch.isfinite(r) & (r >= 0))).flatten()
+        if len(wrong):
+            raise InputError(f"Region: radius[{int(wrong[0])}]={float(r[wrong[0]])} must be finite and ≥ 0.")
+        near = torch.linalg.vector_norm(nearest_to_zero(self.lo, self.hi), self.p, dim=-1)
+        missed = torch.nonzero(near > r * (1 + 1e-9) + 1e-9).flatten()
+        if len(missed):
+            i = int(missed[0])
+            raise InputError(
+                f"Region: every allowed change of input {i} has norm ≥ {float(near[i]):g} > radius {float(r[i]):g}; is x0 inside the set?"
+            )
+        return replace(self, radius=torch.minimum(r, self.limit))
+
+    def take(self, index: Any) -> Region:
+        """The regions of some inputs, in the given order."""
+        i = torch.as_tensor(index, dtype=torch.long, device=self.lo.device)
+        coupling = None if self.coupling is None else self.coupling.take(i)
+        return replace(self, lo=self.lo[i], hi=self.hi[i], radius=self.radius[i], limit=self.limit[i], coupling=coupling)
+
+    def hull(self) -> tuple[Tensor, Tensor]:
+        """A box (lo, hi), each (n, d), that contains R_i: the boxes and the ball's own; exact when the region is a box."""
+        r = self.radius[:, None]
+        lo, hi = torch.maximum(self.lo, -r), torch.minimum(self.hi, r)
+        return torch.minimum(lo, hi) / self.scale, torch.maximum(lo, hi) / self.scale
+
+    def reach(self) -> Tensor:
+        """max { ‖Wδ‖ : δ in the boxes of C_i } (n,), beyond which a radius adds nothing; +inf without a bounded box."""
+        far = torch.maximum(self.lo.abs(), self.hi.abs())
+        own = None if self.coupling is None else self.coupling.blocks[0][1]
+        if isinstance(own, Ball) and own.rho is None and own.omega is not None:  # a group norm
+            return torch.minimum((own._lengths(far / self.scale) * own.omega).sum(-1), self.limit)
+        return torch.minimum(torch.linalg.vector_norm(far, self.p, dim=-1), self.limit)
+
+    def support(self, A: Tensor, radius: Tensor | None = None) -> Tensor:
+        """An upper bound (n, s) of max { A·δ : δ ∈ R_i } for rows A (n, s, d); exact for a ball and a box. `radius` (n, s) replaces r_i row by row.
+
+        Differentiable in A at fixed multipliers, as slopes of linear relaxations need it.
+        """
+        constant, slope = self.affine(A, radius)
+        r = self._radii(A, radius)
+        return constant + slope * level(r, self.p)
+
+    def affine(self, A: Tensor, radius: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(c, μ), each (n, s), with max { A·δ : ‖Wδ‖ ≤ t, δ ∈ C_i } ≤ c + μ·ℓ(t) for every t ≤ limit; tight at the given radius. ℓ(t) = t²/2 for p = 2, else t."""
+        r = self._radii(A, radius)
+        scaled = A / self.scale
+        if self.coupling is None:
+            return affine_support(scaled, self.lo[:, None], self.hi[:, None], r, self.p)
+        width = max(1, CHUNK // (self.count * (self.dim + self.coupling.K.shape[0])))
+        pieces = [self._dual_bound(a, q) for a, q in zip(torch.split(scaled, width, 1), torch.split(r, width, 1), strict=True)]
+        return torch.cat([c for c, _ in pieces], 1), torch.cat([m for _, m in pieces], 1)
+
+    def distance(self, a: Tensor, b: Tensor, rounds: int | None = None) -> Tensor:
+        """A lower bound (n, K) of min { ‖Wδ‖ : a·δ + b ≤ 0, δ ∈ C_i }: +inf when no δ ∈ C_i gets there, 0 when b ≤ 0.
+
+        The row falls only where −a·δ ≥ b, and −a·δ ≤ c + μ·ℓ(‖Wδ‖), so ℓ(‖Wδ‖) ≥ (b − c)/μ for every pair (c, μ): Newton's tangents of a concave function,
+        each of them valid, which do not depend on the region's radius.
+        """
+        with torch.no_grad():
+            probe = level(self._radii(a, None), self.p).clone()
+            best, ceiling = torch.zeros_like(b), level(self.reach()[:, None].expand_as(b), self.p) * (1 + 1e-12)
+            for _ in range(rounds or (14 if self.coupling is None else 6)):
+                c, mu = self.affine(-a, radius_at(probe, self.p))
+                gain = b - c
+                tangent = torch.where(mu > 0, gain / mu.clamp(min=1e-300), torch.where(gain > 0, INF, 0.0))
+                tangent = torch.where(tangent > ceiling, INF, tangent)  # no allowed change is that long
+                better = tangent > best * (1 + 1e-12)
+                best = torch.maximum(best, tangent)
+                chord = probe * (b / (c + mu * probe).clamp(min=1e-300)).clamp(0, 1)  # above the root: walk down along the chord to 0
+                probe = torch.where(
+                    better & torch.isfinite(best), best, torch.where(torch.isfinite(best), torch.maximum(chord, best), probe)
+                )
+                if not bool((better & torch.isfinite(best)).any()) and bool(
+                    ((c + mu * probe) <= b * (1 + 1e-9)).logical_or(best == INF).all()
+                ):
+                    break
+            return torch.where(b <= 0, 0.0, radius_at(best, self.p))
+
+    def _radii(self, A: Tensor, radius: Tensor | None) -> Tensor:
+        if radius is None:
+            return self.radius[:, None].expand(A.shape[:-1])
+        return torch.minimum(radius, self.limit[:, None]).expand(A.shape[:-1])
+
+    def _dual_bound(self, A: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.coupling is not None
+        with torch.no_grad():
+            best = self._ascend(A, r)
+        return self._at(A, best, r)
+
+    def _at(self, A: Tensor, u: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """The bound (c, μ) at given multipliers u (n, s, m)."""
+        assert self.coupling is not None
+        c, mu = affine_support(A - self.coupling.back(u), self.lo[:, None], self.hi[:, None], r, self.p)
+        for where, block in self.coupling.blocks:
+            constant, slope = block.sigma(u[..., where])
+            c, mu = c + constant, mu + slope
+        return c, mu
+
+    def _ascend(self, A: Tensor, r: Tensor) -> Tensor:
+        """Multipliers whose bound at r is the best met, row by row."""
+        assert self.coupling is not None
+        best = torch.zeros(*A.shape[:-1], self.coupling.K.shape[0], dtype=A.dtype, device=A.device)
+        value, stalled = self._value(A, best, r), 0
+        for u in self._admm(A, r):
+            new = self._value(A, u, r)
+            better = new < value
+            gain = torch.where(better, value - new, 0.0)
+            best, value = torch.where(better.unsqueeze(-1), u, best), torch.minimum(value, new)
+            stalled = stalled + 1 if bool((gain <= 1e-6 * value.abs()).all()) else 0
+            if stalled >= 4:
+                break
+        return best
+
+    def _value(self, A: Tensor, u: Tensor, r: Tensor) -> Tensor:
+        c, mu = self._at(A, u, r)
+        value = c + mu * level(r, self.p)
+        return torch.where(torch.isnan(value), INF, value)
+
+    def _admm(self, A: Tensor, r: Tensor, relax: float = 1.5, every: int = 10) -> Iterator[Tensor]:
+        """Feasible multipliers of  max A·δ  s.t.  δ ∈ B, Kδ ∈ S,  every few steps: the last and the mean; each row solved for A/‖A‖, penalty 1/(size of δ)."""
+        link = self.coupling
+        assert link is not None
+        lo, hi = self.lo[:, None], self.hi[:, None]
+        size = A.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+        a = A / size
+        far = project(a * (r.unsqueeze(-1) / a.abs().amax(-1, keepdim=True).clamp(min=1e-300) * 1e3), lo, hi, r, self.p)
+        step = 1.5 * far.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        z, y = torch.zeros_like(a), torch.zeros_like(a)
+        zk = torch.zeros(*a.shape[:-1], link.K.shape[0], dtype=a.dtype, device=a.device)
+        u, total = torch.zeros_like(zk), torch.zeros_like(zk)
+        for it in range(1, self.steps + 1):
+            x = ((a - y) * step + z + link.back(zk - u * step)) @ link.inverse
+            xr, kr = relax * x + (1 - relax) * z, relax * link.apply(x) + (1 - relax) * zk
+            z = project(xr + y * step, lo, hi, r, self.p)
+            y = y + (xr - z) / step
+            moved = u + kr / step
+            zk = torch.cat([block.project(moved[..., s] * step, r) for s, block in link.blocks], -1)
+            u = moved - zk / step
+            total = total + u
+            if it % every == 0 or it == self.steps:
+                for candidate in (u, total / ((it - 1) % every + 1)):  # averages settle where p = 1 and ∞ make the last iterate swing
+                    yield torch.cat([block.feasible(candidate[..., s]) for s, block in link.blocks], -1) * size
+                total = torch.zeros_like(total)
+
+
+def _fold_balls(norm: Norm, parts: tuple[Part, ...], dim: int, n: int) -> tuple[Array, list[Any]]:
+    """(limit (n,), pieces left): balls around x0 in the region's own norm only lower the radius; boxes, ℓ∞ balls and custom sets are done with."""
+    limit, rest = np.full(n, INF), []
+    for part in parts:
+        piece = part.piece
+        if isinstance(piece, BallPiece) and piece.hull() is not None and not isinstance(piece.norm, GroupNorm):
+            if piece.norm.p == INF:
+                continue  # it is a box, and `bounding_box` has it
+            if not isinstance(norm, GroupNorm) and piece.norm.p == norm.p and not np.any(piece.e):
+                ratio = piece.norm.scale(dim) / norm.scale(dim)
+                if np.all(ratio == ratio[0]):
+                    limit = np.minimum(limit, np.asarray(piece.rho) / ratio[0])
+                    continue
+        if isinstance(piece, RowsPiece | BallPiece):
+            rest.append(piece)
+    return limit, rest
+
+
+def _couple(balls: list[tuple[Norm, None]], pieces: list[Any], scale: Array, like: dict[str, Any]) -> Coupling | None:
+    """Stack the pieces over the scaled change v = Wδ, each row (or ball as a whole) brought to length one."""
+    matrices, blocks, start = [], [], 0
+    own = [BallPiece(identity(len(scale)), np.zeros(len(scale)), np.nan, norm) for norm, _ in balls]
+    for piece in [*own, *pieces]:
+        K = sp.csr_matrix(piece.G if isinstance(piece, RowsPiece) else piece.M, dtype=float)
+        if K.shape[0] == 0:
+            continue
+        block: Rows | Ball
+        if isinstance(piece, RowsPiece):
+            K = K @ sp.diags(1 / scale)
+            size = sp.linalg.norm(K, axis=1)
+            size = np.where(size > 0, size, 1.0)
+            K = sp.diags(1 / size) @ K
+            block = Rows(torch.as_tensor(np.atleast_2d(piece.h / size)[:, None], **like), piece.equality)
+        else:
+            group = piece.norm if isinstance(piece.norm, GroupNorm) else None
+            weight = np.ones(K.shape[0]) if group else piece.norm.scale(K.shape[0])
+            K = sp.diags(weight) @ K @ sp.diags(1 / scale)
+            size = np.sqrt(max(abs(K).sum(0).max() * abs(K).sum(1).max(), 1e-300))  # ≥ the spectral norm
+            if any(piece is o for o in own):
+                size = 1.0  # ρ is the region's radius, in its own units
+            rho = None if any(piece is o for o in own) else torch.as_tensor(np.atleast_1d(piece.rho / size)[:, None], **like)
+            labels = None if group is None else torch.as_tensor(group.labels, device=like["device"])
+            omega = None if group is None else torch.as_tensor(np.array(group.omega), **like)
+            block = Ball(torch.as_tensor(np.atleast_2d(piece.e * weight / size)[:, None], **like), rho, piece.norm.p, labels, omega)
+            K = K / size
+        matrices.append(K)
+        blocks.append((slice(start, start + K.shape[0]), block))
+        start += K.shape[0]
+    if not blocks:
+        return None
+    K = sp.vstack(matrices, format="csr")
+    inverse = np.linalg.inv(np.eye(len(scale)) + (K.T @ K).toarray())
+    return Coupling(_matrix(K, like), _matrix(K.T.tocsr(), like), torch.as_tensor(inverse, **like), tuple(blocks))
+
+
+def _matrix(K: Any, like: dict[str, Any]) -> Tensor:
+    """Dense when small, else CSR."""
+    if K.shape[0] * K.shape[1] <= 1 << 16 or K.nnz > 0.1 * K.shape[0] * K.shape[1]:
+        return torch.as_tensor(K.toarray(), **like)
+    return torch.sparse_csr_tensor(
+        torch.as_tensor(K.indptr, dtype=torch.int64), torch.as_tensor(K.indices, dtype=torch.int64), K.data, K.shape, **like
+    )
+
+
+def _times(K: Tensor, x: Tensor) -> Tensor:
+    """x (…, d) → x Kᵀ (…, m)."""
+    if not K.is_sparse_csr:
+        return x @ K.T
+    return (K @ x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], K.shape[0])
+
+
+def _batched(piece: Any) -> list[Array]:
+    offsets = (piece.h,) if isinstance(piece, RowsPiece) else (piece.e,) if isinstance(piece, BallPiece) else ()
+    return [v for v in offsets if np.ndim(v) == 2]
+
+
+def _take(v: Tensor, index: Tensor) -> Tensor:
+    return v if v.shape[0] == 1 else v[index]
+
+
+__all__ = ["Region"]
