@@ -35,6 +35,10 @@ _refuse_shadows()
 _HOME = {
     "Box": "formulations.sets",
     "ConvexSet": "formulations.sets",
+    "Ellipsoid": "formulations.sets",
+    "Frozen": "formulations.sets",
+    "Simplex": "formulations.sets",
+    "Subspace": "formulations.sets",
     "Everything": "formulations.sets",
     "LpBall": "formulations.sets",
     "Polytope": "formulations.sets",
@@ -63,7 +67,7 @@ if TYPE_CHECKING:
     from formulations.norms import GroupNorm, Norm
     from formulations.programs import min_norm
     from formulations.semantic import Schema
-    from formulations.sets import Box, ConvexSet, Everything, LpBall, Polytope, TotalVariation
+    from formulations.sets import Box, ConvexSet, Ellipsoid, Everything, Frozen, LpBall, Polytope, Simplex, Subspace, TotalVariation
     from formulations.status import Status
     from lde_cvx.explainer import LagrangeDualExplainer
     from lde_cvx.explanation import Explanation, Verdict

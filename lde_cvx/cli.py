@@ -10,7 +10,7 @@ import typer
 import lde_cvx
 from lde_cvx.cli_common import friendly, out
 
-COMMANDS = ("audit", "explain", "check", "data")
+COMMANDS = ("audit", "explain", "check", "data", "bench")
 
 app = typer.Typer(
     name="lde",

@@ -1,0 +1,29 @@
+"""`lde bench`: every figure beside its rivals' in one run."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from formulations.errors import InputError
+from lde_cvx.cli_common import out
+
+BENCHES = {
+    "convex": "the min-norm program against CVXPY rebuilt, CVXPY reused and Clarabel's raw update",
+}
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="; ".join(f"{k}: {v}" for k, v in BENCHES.items()) + "; all")] = "all",
+    to: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the CSV and the plot.")] = Path("bench_out"),
+    device: Annotated[str, typer.Option(help="Where torch code runs: cpu, cuda, cuda:1 …")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A small run that shows the shape of the table.")] = False,
+) -> None:
+    """Measure, side by side in one run; print a table, write a CSV and a plot."""
+    if name != "all" and name not in BENCHES:
+        raise InputError(f"bench {name!r}: there is {', '.join(BENCHES)} and all.")
+    for each in BENCHES if name == "all" else (name,):
+        importlib.import_module(f"lde_cvx.bench.{each}").bench(to, device=device, quick=quick, console=out)
