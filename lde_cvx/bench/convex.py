@@ -124,11 +124,10 @@ def cases(dims: tuple[int, ...]) -> Iterator[tuple[int, str, float]]:
     return ((d, kind, p) for d in dims for kind in SETS for p in NORMS)
 
 
-def bench(
-    out: Path, *, dims: tuple[int, ...] = (10, 64, 784, 3072), n: int = 20, device: str = "cpu", console: Console | None = None
-) -> pd.DataFrame:
+def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Console | None = None) -> pd.DataFrame:
     """Run every case, print the table, write `convex.csv` and `convex.png` into `out`. An interrupt keeps what is done."""
     console = console or Console()
+    dims, n = ((10, 64), 5) if quick else ((10, 64, 784, 3072), 20)
     rows = []
     try:
         for d, kind, p in track(list(cases(dims)), description="bench convex", console=console):
