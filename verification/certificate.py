@@ -9,7 +9,6 @@ and poor multipliers cost tightness, never truth.
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import platform
@@ -29,7 +28,17 @@ from verification import checker
 from verification.certificate_format import FORMAT, VERSION, FormatError, canonical, input_hash, parse, read, self_hash, weights_hash
 from verification.checker import CheckReport, CheckStatus, Verdict
 from verification.evidence import (
-    CellEvidence, RivalEvidence, Split, WitnessEvidence, floats, hexes, norm_record, part_record, plain, rival_record, witness_record,
+    CellEvidence,
+    RivalEvidence,
+    Split,
+    WitnessEvidence,
+    floats,
+    hexes,
+    norm_record,
+    part_record,
+    plain,
+    rival_record,
+    witness_record,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -77,8 +86,8 @@ class ModelRecord:
 
         if not isinstance(model, torch.nn.Module):
             raise InputError(f"model is a {type(model).__name__}; a certificate needs a torch.nn.Module, whose weights can be hashed.")
-        layers = [f"{name or 'model'}: {type(m).__qualname__}({m.extra_repr()})" for name, m in model.named_modules()]
-        architecture = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(layers))
+        layers = [f"{name or 'model'}: {_layer(m)}" for name, m in model.named_modules()]
+        architecture = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(layers))  # functions print their address
         arrays = {k: (v.double() if v.is_floating_point() else v).detach().cpu().numpy() for k, v in model.state_dict().items()}
         return ModelRecord(weights_hash(architecture, arrays), architecture)
 
@@ -239,8 +248,8 @@ class Certificate:
         for who, z, told in stored:
             try:
                 found = evaluate(model, z[None], device)[0]
-            except (RuntimeError, ValueError) as error:
-                return [f"the model cannot be evaluated at {who}: {str(error).splitlines()[0][:120]}"], []
+            except InputError as error:
+                return [f"the model cannot be evaluated at {who}: {error}"], []
             if found.shape != told.shape:
                 return [f"the model has {found.size} outputs, the certificate {told.size}"], []
             slack = tolerance * (1 + float(np.abs(told).max()))
@@ -259,11 +268,11 @@ def evaluate(model: torch.nn.Module, inputs: Array, device: str | torch.device |
     """f in float64: inputs (n, *shape) → outputs (n, m). The model itself is left as it is."""
     import torch
 
-    double = copy.deepcopy(model).double().eval()
-    place = torch.device(device) if device is not None else next((p.device for p in double.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        out = double.to(place)(torch.as_tensor(np.array(inputs), dtype=torch.float64, device=place))
-    return np.asarray(out.cpu().numpy(), dtype=float).reshape(len(inputs), -1)
+    from verification.model import float64_copy, outputs
+
+    twin = float64_copy(model, device)
+    place = next((v.device for v in twin.state_dict().values()), torch.device(device or "cpu"))
+    return np.asarray(outputs(twin, torch.tensor(np.asarray(inputs), dtype=torch.float64, device=place)).cpu().numpy(), dtype=np.float64)
 
 
 # ----------------------------------------------------------------------------------------------------------------- building
@@ -275,24 +284,32 @@ def _published(record: dict[str, Any]) -> dict[str, Any]:
         doc = parse(record)
     except FormatError as error:
         raise InputError(f"Certificate: {error}.") from None
-    bounds = [checker.bound_down(b) for b in checker.row_bounds(doc)]
+    for wrong in checker.statements(doc):
+        raise InputError(f"Certificate: {wrong}; a certificate must not say so.")
+    for wrong in checker.contradictions(doc):
+        raise ContradictionError(f"{wrong}: the bound pass, the network or the witness is wrong; please report it.")
+    proved = checker.row_bounds(doc)
+    bounds = [checker.bound_down(b) for b in proved]
     for entry, bound in zip(record["rivals"], bounds, strict=True):
         entry["lower"] = bound.hex()
-    lower, upper = min(bounds), float("inf")
-    if doc.witness is not None:
-        upper = checker.float_up(checker.distance(doc, doc.witness))
+    lower = min(bounds)
+    upper = float("inf") if doc.witness is None else checker.float_up(checker.distance(doc, doc.witness))
     if lower > upper:
         if lower > upper * (1 + CONTRADICTION) + checker.FEASIBILITY:
             raise ContradictionError(
-                f"the evidence proves lower={lower!r}, but a witness lies at {upper!r}; one of them is wrong: please report it."
+                f"the evidence proves lower={lower!r}, but a witness lies at {upper!r}; one of them is wrong, please report it."
             )
         lower = upper  # the witness may leave C by the tolerance, and be that much nearer than the exact optimum
     record["lower"], record["upper"], record["verdict"] = lower.hex(), upper.hex(), Verdict.of(lower, upper).name
+    for wrong in checker.claims(replace(doc, lower=lower, row_lowers=bounds, upper=upper, verdict=Verdict.of(lower, upper)), proved):
+        raise InputError(f"Certificate: {wrong}; give evidence that does.")
     record["sha256"] = self_hash(record)
-    report = checker.check_record(record)
-    if report.status is CheckStatus.INVALID:
-        raise InputError(f"Certificate: {report.reasons[0]}; a certificate must not say so.")
     return record
+
+
+def _layer(module: torch.nn.Module) -> str:
+    name = type(module).__qualname__
+    return "Identity()" if "Dropout" in name else f"{name}({module.extra_repr()})"  # what dropout is in evaluation mode
 
 
 @functools.cache

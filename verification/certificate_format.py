@@ -266,7 +266,7 @@ def parse(record: Mapping[str, Any]) -> Document:
     lower, upper = top.real("lower", infinite=True), top.real("upper", infinite=True)
     if min(lower, upper, *row_lowers) < 0:
         raise FormatError("lower and upper are distances and cannot be negative")
-    if record["verdict"] not in Verdict.__members__:
+    if top.text("verdict") not in Verdict.__members__:
         raise FormatError(f"verdict={_short(record['verdict'])} is not one of {', '.join(Verdict.__members__)}")
     tolerance = top.fields("tolerances", "feasibility outputs")
     feasibility, reproducibility = tolerance.real("feasibility"), tolerance.real("outputs")

@@ -376,40 +376,53 @@ def margins(doc: Document, outputs: list[float]) -> list[Rational]:
     return [sum((exact(q) * v for q, v in zip(row, f, strict=True)), exact(s)) for row, s in zip(doc.rows, doc.shifts, strict=True)]
 
 
-def judge(doc: Document, bounds: list[Bound]) -> tuple[list[str], list[str]]:
-    """(what refutes the certificate, what level A cannot decide), one line each."""
+def statements(doc: Document) -> list[str]:
+    """What is wrong with the question and the witness, apart from the bounds."""
     wrong: list[str] = []
-    undecided: list[str] = []
-    if any(m <= 0 for m in margins(doc, doc.outputs)):
-        wrong.append("outputs: the decision does not stand at x0")
     if doc.x0_sha256 != input_hash(doc.x0):
         wrong.append("input.sha256 is not the hash of x0")
     for name, value, most in (("feasibility", doc.feasibility, FEASIBILITY), ("outputs", doc.reproducibility, REPRODUCIBILITY)):
         if value > most:
             wrong.append(f"tolerances.{name}={value!r} is looser than {most!r}")
+    if any(m <= 0 for m in margins(doc, doc.outputs)):
+        wrong.append("outputs: the decision does not stand at x0")
+    wrong += _outside(doc, doc.x0, "x0")
+    if doc.witness is not None:
+        wrong += _outside(doc, doc.witness, "the witness")
+        if not any(m <= t for m, t in zip(margins(doc, doc.witness_outputs), _rounding(doc), strict=True)):
+            wrong.append("the witness's stored outputs do not flip the decision")
+    return wrong
+
+
+def contradictions(doc: Document) -> list[str]:
+    """Rows that the stored outputs refute: a point of the region lies in some cell, and there the rows hold."""
+    points = [("x0", doc.x0, doc.outputs)] + ([] if doc.witness is None else [("the witness", doc.witness, doc.witness_outputs)])
+    wrong = []
+    for who, z, outputs in points:
+        length, delta = float_up(distance(doc, z)), np.array([float_up(v) for v in _change(doc, z)])
+        for k, (cells, m) in enumerate(zip(doc.cells, margins(doc, outputs), strict=True)):
+            if cells and not any(_may_lie_in(cell, z, length, delta, float_up(m)) for cell in cells):
+                wrong.append(f"rivals[{k}]: a row exceeds the margin that is stored for {who}")
+    return wrong
+
+
+def claims(doc: Document, bounds: list[Bound]) -> list[str]:
+    """Published numbers that the evidence does not support."""
+    wrong: list[str] = []
     for k, (cells, published, bound) in enumerate(zip(doc.cells, doc.row_lowers, bounds, strict=True)):
         if cells and not covers([c.path for c in cells]):
             wrong.append(f"rivals[{k}]: the cells' splits do not cover the whole region")
         wrong += _too_high(f"rivals[{k}].lower", published, bound)
     wrong += _too_high("lower", doc.lower, least(bounds))
-    wrong += _point(doc, doc.x0, doc.outputs, "x0")
-    if doc.witness is not None:
-        wrong += _point(doc, doc.witness, doc.witness_outputs, "the witness")
-        length = distance(doc, doc.witness)
-        if doc.upper == math.inf or length > exact(doc.upper):
-            wrong.append(f"upper={doc.upper!r} is not the witness's distance {float_up(length)!r} or more")
-        if not any(m <= t for m, t in zip(margins(doc, doc.witness_outputs), _rounding(doc), strict=True)):
-            wrong.append("the witness's stored outputs do not flip the decision")
-        custom = [p.name for p in doc.parts if p.kind == "custom"]
-        if custom:
-            undecided.append(f"part '{custom[0]}' is the user's own code: no file can tell whether the witness lies in it")
-    elif doc.upper != math.inf:
+    if doc.witness is None and doc.upper != math.inf:
         wrong.append(f"upper={doc.upper!r} has no witness")
+    if doc.witness is not None and (doc.upper == math.inf or distance(doc, doc.witness) > exact(doc.upper)):
+        wrong.append(f"upper={doc.upper!r} is not the witness's distance {float_up(distance(doc, doc.witness))!r} or more")
     if doc.lower > doc.upper:
         wrong.append(f"lower={doc.lower!r} exceeds upper={doc.upper!r}")
     if doc.verdict is not Verdict.of(doc.lower, doc.upper):
         wrong.append(f"verdict={doc.verdict.name} does not follow from lower={doc.lower!r} and upper={doc.upper!r}")
-    return wrong, undecided
+    return wrong
 
 
 def _too_high(name: str, published: float, bound: Bound) -> list[str]:
@@ -434,19 +447,12 @@ def _rounding(doc: Document) -> list[Rational]:
     return [(t + abs(exact(s * 2.0**-52))) * (len(f) + 1) for t, s in zip(sizes, doc.shifts, strict=True)]
 
 
-def _point(doc: Document, z: list[float], outputs: list[float], who: str) -> list[str]:
-    """A point that must lie in C, and whose outputs must not contradict the rows: some cell that it may lie in has rows that hold there."""
-    delta, inputs = _change(doc, z), [exact(v) for v in z]
-    out = []
+def _outside(doc: Document, z: list[float], who: str) -> list[str]:
+    delta, inputs, out = _change(doc, z), [exact(v) for v in z], []
     for part in doc.parts:
         over = ZERO if part.kind == "custom" else excess(part, inputs if part.on == "input" else delta)
         if over > exact(doc.feasibility):
             out.append(f"{who} violates part '{part.name}' by {float_up(over):.3g}")
-    length = float_up(value_up(doc.norm, delta))
-    d, m = np.array([float_up(v) for v in delta]), [float_up(v) for v in margins(doc, outputs)]
-    for k, cells in enumerate(doc.cells):
-        if cells and not any(_may_lie_in(cell, z, length, d, m[k]) for cell in cells):
-            out.append(f"rivals[{k}]: a row exceeds the margin that is stored for {who}")
     return out
 
 
@@ -473,10 +479,13 @@ def check_record(record: Mapping[str, Any], *, level: str = "A", model_sha256: s
     except FormatError as error:
         return CheckReport(CheckStatus.INVALID, (f"format: {error}",), level)
     bounds = row_bounds(doc)
-    wrong, undecided = judge(doc, bounds)
+    wrong, undecided = statements(doc) + claims(doc, bounds) + contradictions(doc), []
     told = record["model"]["sha256"]
     if model_sha256 is not None and told != model_sha256:
         wrong.append(f"model.sha256: the certificate is about model {told[:12]}…, not about {model_sha256[:12]}…")
+    custom = [p.name for p in doc.parts if p.kind == "custom"]
+    if custom and doc.witness is not None:
+        undecided.append(f"part '{custom[0]}' is the user's own code: no file can tell whether the witness lies in it")
     if level != "A":
         what = {"B": "the rows cannot be re-derived from the weights", "C": "the network cannot be evaluated with outward rounding"}
         undecided.append(f"level {level}: {what.get(level, 'no such level, use A, B or C')} by this version")
