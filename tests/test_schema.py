@@ -14,6 +14,7 @@ from scipy.optimize import linprog
 
 from formulations.errors import InputError
 from formulations.norms import GroupNorm
+from formulations.programs import min_norm
 from formulations.semantic import Categorical, Numeric, Schema, find_contradiction, parse_relation
 from formulations.semantic.contradictions import LinearRow
 
@@ -100,6 +101,7 @@ def test_fractions_are_flagged_and_said_in_words():
     assert not by["income"].relaxed
     assert by["age"].amount == pytest.approx(0.3 * FRAME["age"].std(ddof=0))
     assert by["housing"].amount == pytest.approx(0.4)
+    assert str(by["housing"]) == "housing: own → 0.6 own + 0.3 rent + 0.1 for free (relaxed)"
     assert by["housing"].after == "0.6 own + 0.3 rent + 0.1 for free"
     assert np.allclose(s.to_units(x1 - x0)[s.places["income"]], FRAME["income"].std(ddof=0))
 
@@ -195,6 +197,7 @@ def test_features_to_vary_fixes_the_rest():
     s = schema(features_to_vary=["income", "housing"])
     free = {f for f, fixed in zip(s.feature_names, s.fixed, strict=True) if not fixed}
     assert free == {"income", "housing=for free", "housing=own", "housing=rent"}
+    assert s.polytope().relative_to(s.encode(FRAME)[0]).support(np.eye(s.dim)[s.places["housing"].start + 1]) == pytest.approx(0, abs=1e-7)
     lo, hi = s.polytope().relative_to(s.encode(FRAME)[0]).bounding_box(s.dim)
     assert np.array_equal((lo == 0) & (hi == 0), s.fixed)
     assert np.isfinite(lo).all()
@@ -258,6 +261,31 @@ def test_prices_are_per_original_unit():
         assert prices[k].price == pytest.approx(float(eta[k] * (shifted[k].h[0] - inequality[k].h[0])))
     assert [p.item for p in prices] == ["debt <= 5 * income", "age == 10 + 20 * level"]
     assert base.unit_price("ranges", np.zeros((2, base.dim))) == ()
+
+
+@pytest.mark.parametrize("rule", ["range", "relation", "budget"])
+def test_prices_are_the_slopes_of_the_distance(rule):
+    """The solved program gets nearer by price·t when the rule is loosened by t years, marks or standardised units."""
+
+    def at(t):
+        ranges = {"age": (19, 60 + t)} if rule == "range" else {}
+        relations = [f"debt + 100 * age <= {9000 + t}"] if rule == "relation" else []
+        s = schema(permitted_range=ranges, relations=relations, budget=2.0 + t if rule == "budget" else None, immutable=["housing"])
+        x0 = s.encode(FRAME.loc["v"])[0]
+        a = np.zeros(s.dim)
+        a[[s.places[n].start for n in ("age", "debt", "income")]] = [-1.0, -0.9, -0.4]
+        return s, min_norm(a, np.array([3.8 if rule == "range" else 1.9]), 2, s.polytope(FRAME.loc["v"]), x0)[0]
+
+    s, solved = at(0.0)
+    step = {"range": 0.01, "relation": 1.0, "budget": 1e-4}[rule]
+    slope = (at(-step)[1].value - at(step)[1].value) / (2 * step)
+    name = {"range": "ranges", "relation": "relations", "budget": "budget"}[rule]
+    item = {"range": "age <= 60", "relation": "debt + 100 * age <= 9000.0", "budget": "budget of 2"}[rule]
+    price = next(p for p in s.unit_price(name, solved.multipliers[name]) if p.item == item)
+    assert slope > 0
+    assert price.price == pytest.approx(slope, rel=0.01)
+    if rule != "budget":  # nothing pulls at `phone`, and no ray of multipliers lets its prices drift
+        assert all(p.price < 1e-3 for p in s.unit_price("ranges", solved.multipliers["ranges"]) if "phone" in p.item)
 
 
 def test_prices_of_the_other_sets():

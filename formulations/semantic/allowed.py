@@ -21,6 +21,10 @@ from formulations.sets import Box, ConvexSet, Everything, LpBall, Polytope
 if TYPE_CHECKING:
     from formulations.semantic.schema import Schema
 
+# Upper ends of one-hot features are 1 + SLACK in the box. The set is the same, since shares ≥ 0 that sum to 1 are ≤ 1; but at a row (a vertex) an end
+# of exactly 1 would be active together with the other shares' 0 and the sum, whose gradients cancel, and multipliers could grow along that ray.
+SLACK = 2.0**-10
+
 
 class Rules:
     """What a schema allows, worked out once per schema."""
@@ -38,6 +42,8 @@ class Rules:
         """The intersection of the sets named in `schema.py`, those that apply."""
         d, fixed = self.schema.dim, self.fixed
         lo, hi = (np.concatenate(ends) for ends in zip(*(c.encoded_range() for c in self.columns), strict=True))
+        for c in self.hot:
+            hi[self.schema.places[c.name]] *= 1 + SLACK
         lo, hi = np.where(fixed, -INF, lo), np.where(fixed, INF, hi)
         sets: list[ConvexSet] = []
         if np.isfinite(lo).any() or np.isfinite(hi).any():
@@ -86,9 +92,10 @@ class Rules:
                 out.append(f"relation {relation.text!r} fails with {values}")
         return out
 
-    def prices(self, name: str, mu: Array) -> tuple[Price, ...]:
+    def prices(self, name: str, multipliers: Array, at_least: float) -> tuple[Price, ...]:
         """See `Schema.unit_price`."""
         schema, units = self.schema, feature_units(self.columns)
+        mu = np.where(np.abs(multipliers) > at_least, multipliers, 0.0)
         features = schema.feature_names
         if name == "ranges":
             limits = list(zip(features, feature_limits(self.columns), strict=True))

@@ -283,12 +283,14 @@ class Schema:
         """Slopes per feature (…, d), such as sensitivities λ|a_i|, per original unit: slope/std."""
         return np.asarray(np.asarray(slopes, dtype=float) / self.scale)
 
-    def unit_price(self, name: str, multipliers: ArrayLike) -> tuple[Price, ...]:
-        """Multipliers of the set `name` of `polytope` as prices per original unit ("0.02 per year of age"); zero multipliers are left out.
+    def unit_price(self, name: str, multipliers: ArrayLike, at_least: float = 1e-6) -> tuple[Price, ...]:
+        """Multipliers of the set `name` of `polytope` as prices per original unit ("0.02 per year of age").
+
+        Multipliers of size up to `at_least` (in model space, where features are of order 1) are a solver's zeros and left out.
 
         ranges, fixed, direction: (2, d) lower and upper; one_hot, relations: one per row; budget: (d,), whose price is ‖·‖_∞.
         """
-        return self._rules.prices(name, np.asarray(multipliers, dtype=float))
+        return self._rules.prices(name, np.asarray(multipliers, dtype=float), at_least)
 
     def changes(self, x0: ArrayLike, x1: ArrayLike, at_least: float = 1e-9) -> tuple[Change, ...]:
         """What differs between two points (d,) of model space by more than `at_least`, column by column, in words and original units."""

@@ -36,7 +36,7 @@ class Price:
 class Change:
     """What happens to one column between two points.
 
-    before, after  in words; amount  after − before in original units for a numeric column, the share that moved (0 … 1) for a categorical one;
+    before, after  in words; amount  after − before in original units for a numeric column, the share that moved (0 … 1, no unit) for a categorical one;
     relaxed        True when `after` is a fraction of a whole number or a mixture of categories: an allowed point of the relaxation only.
     """
 
@@ -60,7 +60,7 @@ def change_of(column: Column, z0: Array, z1: Array) -> Change:
         fraction = column.integer and after != np.rint(after)
         return Change(column.name, f"{before:.6g}", f"{after:.6g}", amount, column.unit, bool(fraction))
     moved = float(np.abs(z1 - z0).sum() / 2)
-    return Change(column.name, column.mixture(z0), column.mixture(z1), moved, "share", bool(column.fractional(z1[None])[0]))
+    return Change(column.name, column.mixture(z0), column.mixture(z1), moved, "", bool(column.fractional(z1[None])[0]))
 
 
 def feature_units(columns: tuple[Column, ...]) -> tuple[str, ...]:
