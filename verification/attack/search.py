@@ -1,0 +1,262 @@
+r"""The search for the nearest witness: sequential linearisation, then a monotone polish, for all inputs × rivals × starts at once.
+
+Approach. At a lane's point δ_k the row m + a·(δ − δ_k) ≤ 0 is met twice: by the shortest allowed δ, and by the allowed δ nearest to δ_k. The next point
+lies between the two (as in FAB, Croce & Hein 2020), asking the row to fall a little further. A lane that flips has arrived.
+
+Polish. At a flipped point δ_k the row that fell is linearised and the program solved within |W(δ − δ_k)| ≤ r, then linearised again at its answer and
+solved once more (a second-order correction). δ_k is feasible there, so the new point is never longer, and by convexity neither is any point between the
+two: where the new point does not flip, the segment is searched for the crossing. r grows with success and shrinks without.
+
+Every point stays in C: C is convex, and points only come from the subproblem or lie between two that do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from formulations.norms import INF, GroupNorm, Norm
+from verification.attack.answers import Budget, Stop
+from verification.attack.lanes import Lanes, place, smallest
+from verification.attack.network import Network
+from verification.attack.subproblem import Subproblem
+
+OVERSHOOT = 0.02  # while approaching, a row m is asked to fall by this much more of |m|
+BLEND = 0.1  # largest share of the answer measured from x0 in a step (FAB's α_max)
+NUDGE = 1e-5  # how far past the linearised boundary a correction aims, relative to the length
+SETTLED = 1e-7  # a trust region this small, relative to the length, ends a lane's polish
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How one input's passes are spent.
+
+    `rivals` lanes take up to `steps` approach steps; `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped).
+    Then for every (keep, times) of `polish`, the `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes.
+    """
+
+    rivals: int = 9
+    steps: int = 5
+    probes: int = 8
+    lost_probes: int = 32
+    polish: tuple[tuple[int, int], ...] = ((9, 4), (4, 10))
+    crossing: int = 4
+    last_crossing: int = 10
+
+    @property
+    def phases(self) -> int:
+        """How many steps a search reports to `progress`, at most."""
+        return 2 * self.steps + 3 + sum(times for _, times in self.polish)
+
+
+class OutOfTime(Exception):
+    """The seconds are spent."""
+
+
+class Search:
+    """One batch under search: `best` (n, d) is the shortest witness so far, NaN where there is none, and `length` (n,) its norm, +inf there."""
+
+    def __init__(
+        self, net: Network, steps: Subproblem, norm: Norm, budget: Budget, effort: Effort, seeds: list[int], deadline: float,
+        tick: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.net, self.steps, self.norm, self.budget, self.effort = net, steps, norm, budget, effort
+        self.seeds, self.deadline, self.tick = seeds, deadline, tick
+        self.w = torch.tensor(norm.scale(net.d).copy(), device=net.device)
+        self.anchor = steps.anchor
+        self.best = torch.full_like(net.x0, float("nan"))
+        self.length = torch.full_like(net.x0[:, 0], INF)
+
+    def run(self) -> Stop:
+        """Search until the starts or the budget are used up; whatever ends it, `best` holds the best so far."""
+        try:
+            self._search()
+        except OutOfTime:
+            return Stop.TIME
+        except KeyboardInterrupt:
+            return Stop.INTERRUPTED
+        return Stop.COMPLETE
+
+    def _search(self) -> None:
+        everyone = torch.arange(self.net.n, device=self.net.device)
+        self.margins, flipped = self.net.margins(self.anchor, everyone)
+        self._record(Lanes(everyone, everyone, self.anchor, torch.where(flipped, self.norm_of(self.anchor), INF)))
+        open_ = everyone[~flipped]  # nothing is shorter than an anchor that flips
+        lanes = self._approach(*self._aim(open_), at_anchor=True)
+        if self.effort.probes:
+            lanes = Lanes.join(lanes, self._probe(open_, self.effort.probes, 0))
+        lost = everyone[~torch.isfinite(self.length)]
+        if len(lost):
+            starts = self._probe(lost, self.effort.lost_probes, 1)
+            still = ~torch.isfinite(self.length[starts.who])
+            walked = self._approach(*self._open(starts.take(still.nonzero()[:, 0]), self.effort.rivals), at_anchor=False)
+            lanes = Lanes.join(lanes, starts, walked)
+        radius = 0.5 * (self.w * (lanes.delta - self.anchor[lanes.who])).abs().amax(1)
+        for keep, times in self.effort.polish:
+            flipped_lanes = torch.isfinite(lanes.length).nonzero()[:, 0]
+            kept = flipped_lanes[smallest(lanes.who[flipped_lanes], lanes.length[flipped_lanes], keep)]
+            lanes, radius = lanes.take(kept), radius[kept]
+            for _ in range(times):
+                self._polish(lanes, radius)
+                self.tick()
+        self._finish(lanes)
+
+    def _aim(self, inputs: Tensor) -> tuple[Lanes, Tensor, Tensor]:
+        """Lanes at the anchors, one for each of the rows that look nearest there, with their margins and gradients."""
+        few = min(self.margins.shape[1], 2 * self.effort.rivals)
+        row = self.margins[inputs].argsort(dim=1, stable=True)[:, :few]
+        real = torch.isfinite(self.margins[inputs].gather(1, row))
+        who = inputs[:, None].expand_as(row)[real]
+        return self._open(Lanes(who, row[real], self.anchor[who], torch.full_like(self.length[who], INF)), self.effort.rivals)
+
+    def _open(self, lanes: Lanes, count: int) -> tuple[Lanes, Tensor, Tensor]:
+        """The `count` lanes of every input whose linearised rows are nearest, with margins (L,) and gradients (L, d) of those rows."""
+        lanes = lanes.take(self._affordable(lanes.who, 1, 1))
+        margins, _, slope = self.net.linearise(lanes.delta, lanes.who, lanes.row)
+        margin = margins.gather(1, lanes.row[:, None])[:, 0]
+        near = self.steps.distance(lanes.who, slope, margin - (slope * lanes.delta).sum(1))
+        kept = smallest(lanes.who, near, count)
+        return lanes.take(kept), margin[kept], slope[kept]
+
+    def _approach(self, lanes: Lanes, margin: Tensor, slope: Tensor, *, at_anchor: bool) -> Lanes:
+        """Sequential linearisation of every lane until it flips; `margin`, `slope` belong to the lanes' present points."""
+        lanes = Lanes(lanes.who, lanes.row, lanes.delta.clone(), lanes.length.clone())
+        alive = torch.arange(len(lanes), device=self.net.device)
+        for k in range(self.effort.steps):
+            affordable = self._affordable(lanes.who[alive], 1, 1)
+            alive, margin, slope = alive[affordable], margin[affordable], slope[affordable]
+            if not len(alive):
+                break
+            now = lanes.take(alive)
+            level = margin - (slope * now.delta).sum(1) + OVERSHOOT * margin.abs()
+            point = self.steps.step(now.who, slope, level)
+            if k or not at_anchor:
+                local = self.steps.step(now.who, slope, level, origin=now.delta)
+                far, short = self.norm_of(point), self.norm_of(local - now.delta)
+                blend = (short / (short + far).clamp(min=1e-300)).clamp(max=BLEND)
+                point = local + blend[:, None] * (point - local)
+            margins, flipped, slope = self.net.linearise(point, now.who, now.row)
+            lanes.put(alive, point, torch.where(flipped, self.norm_of(point), INF))
+            self._record(lanes.take(alive))
+            going = ~flipped
+            alive, margin, slope = alive[going], margins.gather(1, now.row[:, None])[going, 0], slope[going]
+            self.tick()
+        return lanes
+
+    def _probe(self, inputs: Tensor, count: int, salt: int) -> Lanes:
+        """Random extreme points of C, drawn in (¼, ½ or 1 of the way out), at the crossing where they flip; where nothing flips, as starts."""
+        who = inputs.repeat_interleave(count)
+        draws = [
+            torch.randn(count, self.net.d, generator=torch.Generator().manual_seed(self.seeds[i]), dtype=torch.float64)
+            for i in inputs.tolist()
+        ]
+        affordable = self._affordable(who, 3 + self.effort.crossing, 0)
+        who, push = who[affordable], torch.cat([*draws, torch.zeros(0, self.net.d, dtype=torch.float64)]).to(self.net.device)[affordable]
+        base = self.anchor[who]
+        reach = 10 * (1 + self.net.x0[who].abs().amax(1)) * self.norm_of(push).clamp(min=1e-300)  # where C has no end: a long way out
+        far = self.steps.step(who, push, reach - (push * base).sum(1))
+        point, margins, flipped = base, self.margins[who], torch.zeros_like(who, dtype=torch.bool)
+        for t in (0.25, 0.5, 1.0):
+            further = base + t * (far - base)
+            here, flips = self.net.margins(further, who)
+            moved = ~flipped
+            point, margins = torch.where(moved[:, None], further, point), torch.where(moved[:, None], here, margins)
+            flipped = flipped | flips
+        row = margins.argmin(1)
+        crossing = self._cross(point, margins.amin(1), base, self.margins[who].amin(1), ~flipped, who, self.effort.crossing)
+        point = torch.where(flipped[:, None], crossing, point)
+        lanes = Lanes(who, row, point, torch.where(flipped, self.norm_of(point), INF))
+        self._record(lanes)
+        self.tick()
+        return lanes
+
+    def _polish(self, lanes: Lanes, radius: Tensor) -> None:
+        """One trust-region step of every lane that has not settled; changes `lanes` and `radius` in place."""
+        active = (radius > SETTLED * lanes.length).nonzero()[:, 0]
+        active = active[self._affordable(lanes.who[active], 3 + self.effort.crossing, 2)]
+        if not len(active):
+            return
+        now, r = lanes.take(active), radius[active]
+        margins, _, slope = self.net.linearise(now.delta, now.who)
+        inside = margins.amin(1)
+        first = self.steps.step(now.who, slope, inside - (slope * now.delta).sum(1), around=now.delta, radius=r)
+        margins, flipped, slope = self.net.linearise(first, now.who)
+        best, length = self._shorter(now.delta, now.length, first, flipped)
+        level = margins.amin(1) - (slope * first).sum(1) + NUDGE * now.length * self.dual_norm_of(slope)
+        second = self.steps.step(now.who, slope, level, around=now.delta, radius=r)
+        margins, flipped = self.net.margins(second, now.who)
+        second = self._cross(now.delta, inside, second, margins.amin(1), flipped, now.who, self.effort.crossing)
+        best, length = self._shorter(best, length, second, torch.ones_like(flipped))
+        radius[active] = torch.where(length < 0.999 * now.length, r * 1.5, r * 0.5)
+        lanes.put(active, best, length)
+        self._record(lanes.take(active))
+
+    def _finish(self, lanes: Lanes) -> None:
+        """The crossing on the segment from each lane to its anchor."""
+        lanes = lanes.take(self._affordable(lanes.who, 1 + self.effort.last_crossing, 0))
+        if len(lanes):
+            margins, _ = self.net.margins(lanes.delta, lanes.who)
+            outside, never = self.margins[lanes.who].amin(1), torch.zeros_like(lanes.who, dtype=torch.bool)
+            point = self._cross(lanes.delta, margins.amin(1), self.anchor[lanes.who], outside, never, lanes.who, self.effort.last_crossing)
+            self._record(Lanes(lanes.who, lanes.row, point, self.norm_of(point)))
+        self.tick()
+
+    def _cross(self, inside: Tensor, m_in: Tensor, outside: Tensor, m_out: Tensor, done: Tensor, who: Tensor, passes: int) -> Tensor:
+        """A flipped point near the crossing on each segment from `outside` (margin m_out) to the flipped `inside` (m_in); `outside` where `done`.
+
+        Margins are piecewise linear or nearly so: the secant is tried twice for every bisection.
+        """
+        out, in_ = torch.zeros_like(m_in), torch.where(done, 0.0, 1.0)
+        for k in range(passes):
+            share = ((m_out / (m_out - m_in)).nan_to_num(0.5) + 1e-3).clamp(1e-3, 0.999) if k % 3 != 2 else torch.full_like(m_in, 0.5)
+            t = out + (in_ - out) * share
+            margins, flipped = self.net.margins(outside + t[:, None] * (inside - outside), who)
+            m = margins.amin(1)
+            in_, m_in = torch.where(flipped, t, in_), torch.where(flipped, m, m_in)
+            out, m_out = torch.where(flipped, out, t), torch.where(flipped, m_out, m)
+        return torch.where((in_ == 1)[:, None], inside, outside + in_[:, None] * (inside - outside))
+
+    def _shorter(self, best: Tensor, length: Tensor, point: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
+        size = torch.where(flipped, self.norm_of(point), INF)
+        better = size < length
+        return torch.where(better[:, None], point, best), torch.where(better, size, length)
+
+    def _record(self, lanes: Lanes) -> None:
+        """Keep the shortest flipped lane of every input; ties go to the first. Raises OutOfTime after the deadline."""
+        flipped = torch.isfinite(lanes.length).nonzero()[:, 0]
+        winner = flipped[smallest(lanes.who[flipped], lanes.length[flipped], 1)]
+        winner = winner[lanes.length[winner] < self.length[lanes.who[winner]]]
+        self.best[lanes.who[winner]], self.length[lanes.who[winner]] = lanes.delta[winner], lanes.length[winner]
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+
+    def _affordable(self, who: Tensor, forward: int, backward: int) -> Tensor:
+        """Indices of the lanes whose input can still pay for them, its first lanes first. One forward pass is kept for the final check."""
+        share = place(who) + 1
+        forward_left = self.budget.forward - 1 - self.net.forward_passes[who]
+        backward_left = self.budget.backward - self.net.backward_passes[who]
+        return ((share * forward <= forward_left) & (share * backward <= backward_left)).nonzero()[:, 0]
+
+    def _random(self, inputs: Tensor, count: int, salt: int) -> Tensor:
+        """(inputs × count, d) normal numbers, each input's from a generator of its own."""
+        generators = [torch.Generator().manual_seed(self.seeds[i] ^ salt) for i in inputs.tolist()]
+        draws = [torch.randn(count, self.net.d, generator=g, dtype=torch.float64) for g in generators]
+        return torch.cat([self.net.x0.new_zeros(0, self.net.d), *(v.to(self.net.device) for v in draws)])
+
+    def norm_of(self, delta: Tensor) -> Tensor:
+        """‖Wδ‖ of every lane."""
+        if isinstance(self.norm, GroupNorm):
+            return torch.tensor(self.norm.value(delta.cpu().numpy()), device=delta.device)
+        out: Tensor = torch.linalg.vector_norm(self.w * delta, self.norm.p, dim=1)
+        return out
+
+    def dual_norm_of(self, slope: Tensor) -> Tensor:
+        """‖W⁻¹a‖_* of every lane."""
+        if isinstance(self.norm, GroupNorm):
+            return torch.tensor(self.norm.dual_value(slope.cpu().numpy()), device=slope.device)
+        out: Tensor = torch.linalg.vector_norm(slope / self.w, self.norm.dual_p, dim=1)
+        return out
