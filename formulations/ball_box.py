@@ -93,36 +93,40 @@ def _multiplier_l2(A: Tensor, lo: Tensor, hi: Tensor, radius: Tensor, rounds: in
     return high
 
 
-def project(v: Tensor, lo: Tensor, hi: Tensor, radius: Tensor, p: float) -> Tensor:
-    """argmin { ‖δ − v‖₂ : ‖δ‖_p ≤ radius, lo ≤ δ ≤ hi }, up to the accuracy of a scalar root: a step of an iteration, never a bound."""
+def project(v: Tensor, lo: Tensor, hi: Tensor, radius: Tensor, p: float, theta: Tensor, rounds: int = 3) -> tuple[Tensor, Tensor]:
+    """(argmin { ‖δ − v‖₂ : ‖δ‖_p ≤ radius, lo ≤ δ ≤ hi }, multiplier θ of the ball), θ (n, s) refined from a first guess: a step of an iteration, never a bound."""
     r = radius.unsqueeze(-1)
     if p == INF:
-        return torch.minimum(torch.maximum(v, torch.maximum(lo, -r)), torch.minimum(hi, r))
+        return torch.minimum(torch.maximum(v, torch.maximum(lo, -r)), torch.minimum(hi, r)), theta
     if p == 2:
-        theta = (v.norm(dim=-1, keepdim=True) / r.clamp(min=TINY) - 1).clamp(min=0)
-        for _ in range(6):  # δ = clip(v/(1+θ)); the free part must fill what the stopped part leaves of the ball
-            delta = torch.minimum(torch.maximum(v / (1 + theta), lo), hi)
-            stopped = (delta != v / (1 + theta)) & (v != 0)
-            left = (r * r - torch.where(stopped, delta, 0.0).square().sum(-1, keepdim=True)).clamp(min=TINY)
-            theta = (torch.where(stopped, 0.0, v).norm(dim=-1, keepdim=True) / left.sqrt() - 1).clamp(min=0)
-        return torch.minimum(torch.maximum(v / (1 + theta), lo), hi)
+        inside = torch.minimum(torch.maximum(v / (1 + theta.unsqueeze(-1)), lo), hi).norm(dim=-1) <= radius
+        theta = torch.where(inside, theta, (v.norm(dim=-1) / radius.clamp(min=1e-30) - 1).clamp(min=0))
+        for _ in range(rounds):  # from above: δ = clip(v/(1+θ)), and the free part must fill what the stopped part leaves of the ball
+            free = v / (1 + theta.unsqueeze(-1))
+            delta = torch.minimum(torch.maximum(free, lo), hi)
+            stopped = delta != free
+            left = (radius.square() - torch.where(stopped, delta, 0.0).square().sum(-1)).clamp(min=1e-30)
+            theta = (torch.where(stopped, 0.0, v).norm(dim=-1) / left.sqrt() - 1).clamp(min=0)
+        return torch.minimum(torch.maximum(v / (1 + theta.unsqueeze(-1)), lo), hi), theta
     cap = torch.where(v >= 0, hi, -lo).clamp(min=0)
-    theta = threshold(v.abs(), torch.ones_like(v[..., :1]), cap, radius).unsqueeze(-1)
-    return torch.minimum(torch.maximum(v.sign() * (v.abs() - theta).clamp(min=0), lo), hi)
+    theta = threshold(v.abs(), torch.ones_like(v[..., :1]), cap, radius, theta, rounds)
+    return torch.minimum(torch.maximum(v.sign() * (v.abs() - theta.unsqueeze(-1)).clamp(min=0), lo), hi), theta
 
 
-def threshold(size: Tensor, weight: Tensor, cap: Tensor | None, budget: Tensor, rounds: int = 16) -> Tensor:
-    """θ ≥ 0 with Σ weight·min((size − θ·weight)₊, cap) ≤ budget, tight up to 2^−rounds of the range: soft thresholds of ℓ1 projections."""
-
-    def used(theta: Tensor) -> Tensor:
-        left = (size - theta.unsqueeze(-1) * weight).clamp(min=0)
-        return (weight * (left if cap is None else torch.minimum(left, cap))).sum(-1)
-
-    high = (size / weight).amax(-1)
-    low = torch.zeros_like(high)
-    inside = used(low) <= budget
+def threshold(size: Tensor, weight: Tensor, cap: Tensor | None, budget: Tensor, theta: Tensor, rounds: int = 3) -> Tensor:
+    """θ ≥ 0 with Σ weight·min((size − θ·weight)₊, cap) ≈ budget, or 0 when that is below it: soft thresholds of ℓ1 projections, by Newton from a guess."""
+    low, high = torch.zeros_like(theta), (size / weight).amax(-1)
+    theta = torch.minimum(theta, high)
     for _ in range(rounds):
+        left = (size - theta.unsqueeze(-1) * weight).clamp(min=0)
+        moving = left > 0
+        if cap is not None:
+            moving &= left < cap
+            left = torch.minimum(left, cap)
+        excess = (weight * left).sum(-1) - budget
+        low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
+        slope = (weight * weight * moving).sum(-1)
+        step = theta + excess / slope.clamp(min=1e-30)
         middle = (low + high) / 2
-        over = used(middle) > budget
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    return torch.where(inside, torch.zeros_like(high), high)
+        theta = torch.where((step >= low) & (step <= high), step, torch.where(step < 0, torch.zeros_like(step), middle))
+    return theta

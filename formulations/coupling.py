@@ -33,6 +33,9 @@ class Rows:
     def take(self, index: Tensor) -> Rows:
         return replace(self, h=_take(self.h, index))
 
+    def to(self, dtype: torch.dtype) -> Rows:
+        return replace(self, h=self.h.to(dtype))
+
     def feasible(self, u: Tensor) -> Tensor:
         return u if self.equality else u.clamp(min=0)
 
@@ -40,8 +43,8 @@ class Rows:
         """(constant, slope in the radius) of σ(u)."""
         return (u * self.h).sum(-1), torch.zeros_like(u[..., 0])
 
-    def project(self, v: Tensor, radius: Tensor) -> Tensor:
-        return self.h.expand_as(v) if self.equality else torch.minimum(v, self.h)
+    def project(self, v: Tensor, radius: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.h.expand_as(v) if self.equality else torch.minimum(v, self.h)), root
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,10 @@ class Ball:
     def take(self, index: Tensor) -> Ball:
         return replace(self, e=_take(self.e, index), rho=None if self.rho is None else _take(self.rho, index))
 
+    def to(self, dtype: torch.dtype) -> Ball:
+        rho, omega = (None if v is None else v.to(dtype) for v in (self.rho, self.omega))
+        return replace(self, e=self.e.to(dtype), rho=rho, omega=omega)
+
     def feasible(self, u: Tensor) -> Tensor:
         return u
 
@@ -68,25 +75,27 @@ class Ball:
         shift = -(u * self.e).sum(-1)
         return (shift, dual) if self.rho is None else (shift + self.rho * dual, torch.zeros_like(dual))
 
-    def project(self, v: Tensor, radius: Tensor) -> Tensor:
+    def project(self, v: Tensor, radius: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        """(the nearest point of the ball, its soft threshold), the threshold refined from the given one."""
         w, rho = v + self.e, (radius if self.rho is None else self.rho).expand(v.shape[:-1])
         if self.labels is not None and self.omega is not None:
             size = self.lengths(w)
-            keep = 1 - threshold(size, self.omega, None, rho).unsqueeze(-1) * self.omega / size.clamp(min=1e-300)
-            out = w * keep.clamp(min=0)[..., self.labels]
+            root = threshold(size, self.omega, None, rho, root)
+            out = w * (1 - root.unsqueeze(-1) * self.omega / size).clamp(min=0)[..., self.labels]
         elif self.p == 2:
-            out = w * (rho.unsqueeze(-1) / w.norm(dim=-1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+            out = w * (rho.unsqueeze(-1) / w.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
         elif self.p == INF:
             out = torch.minimum(torch.maximum(w, -rho.unsqueeze(-1)), rho.unsqueeze(-1))
         else:
-            out = w.sign() * (w.abs() - threshold(w.abs(), torch.ones_like(w[..., :1]), None, rho).unsqueeze(-1)).clamp(min=0)
-        return out - self.e
+            root = threshold(w.abs(), torch.ones_like(w[..., :1]), None, rho, root)
+            out = w.sign() * (w.abs() - root.unsqueeze(-1)).clamp(min=0)
+        return out - self.e, root
 
     def lengths(self, u: Tensor) -> Tensor:
         assert self.labels is not None
         assert self.omega is not None
         total = torch.zeros(*u.shape[:-1], len(self.omega), dtype=u.dtype, device=u.device)
-        return total.index_add(-1, self.labels, u.square()).clamp(min=1e-300).sqrt()
+        return total.index_add(-1, self.labels, u.square()).clamp(min=1e-37).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +115,10 @@ class Coupling:
 
     def take(self, index: Tensor) -> Coupling:
         return replace(self, blocks=tuple((s, b.take(index)) for s, b in self.blocks))
+
+    def to(self, dtype: torch.dtype) -> Coupling:
+        blocks = tuple((s, b.to(dtype)) for s, b in self.blocks)
+        return Coupling(self.K.to(dtype), self.Kt.to(dtype), self.inverse.to(dtype), blocks)
 
 
 def couple(balls: list[tuple[Norm, None]], pieces: list[Any], scale: Array, like: dict[str, Any]) -> Coupling | None:

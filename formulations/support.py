@@ -4,15 +4,13 @@ With the ball and the boxes together in B (formulations/ball_box.py) and every o
 
     σ(A) = max { A·δ : δ ∈ R }  ≤  σ_B(A − Σ_j y_j) + Σ_j σ_j          y_j·δ ≤ σ_j on piece j, for ANY u_j  (formulations/pieces.py)
 
-so the multipliers only have to be good, never optimal. They come from a few ADMM steps on  max A·δ, δ ∈ B, Kδ ∈ S  (Boyd et al. 2011, over-relaxed; one
-inverse (I + KᵀK)⁻¹ for the whole batch), the best value met is kept row by row, and u = 0 is always among them: the bound over B alone.
-A primal iterate of that problem is not a bound and is never used as one. Every bound is affine in ℓ(r) (`affine`), hence
-valid at other radii too, which `distance` inverts.
+so the multipliers only have to be good, never optimal. They come from a few steps of ADMM (formulations/ascent.py), the best value met is
+kept row by row, and u = 0 is always among them: the bound over B alone. A primal iterate of that problem is not a bound and is never used as
+one. Every bound is affine in ℓ(r) (`affine`), hence valid at other radii too, which `distance` inverts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,14 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from formulations.ball_box import affine_support, level, nearest_to_zero, project, radius_at
+from formulations.ascent import Problem, ascend
+from formulations.ball_box import affine_support, level, nearest_to_zero, radius_at
 from formulations.coupling import Ball, Coupling, couple
 from formulations.errors import InputError
 from formulations.norms import INF, Array, GroupNorm, Norm
 from formulations.pieces import BallPiece, Part, RowsPiece, bounding_box
 
 ZERO = 1e-9  # a box that misses δ = 0 by no more is widened to hold it: x0 counts as inside C up to this much
-CHUNK = 1 << 22  # numbers in one temporary of the dual ascent
+CHUNK = 1 << 21  # numbers in one temporary of the dual ascent
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +54,7 @@ class Region:
         dim: int,
         *,
         count: int | None = None,
-        steps: int = 80,
+        steps: int = 120,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> Region:
@@ -160,9 +159,12 @@ class Region:
         scaled = A / self.scale
         if self.coupling is None:
             return affine_support(scaled, self.lo[:, None], self.hi[:, None], r, self.p)
-        width = max(1, CHUNK // (self.count * (self.dim + self.coupling.K.shape[0])))
-        pieces = [self._dual_bound(a, q) for a, q in zip(torch.split(scaled, width, 1), torch.split(r, width, 1), strict=True)]
-        return torch.cat([c for c, _ in pieces], 1), torch.cat([m for _, m in pieces], 1)
+        owner = torch.arange(self.count, device=A.device).repeat_interleave(A.shape[1])
+        flat, radii = scaled.reshape(-1, 1, self.dim), r.reshape(-1, 1)
+        width = max(1, CHUNK // (self.dim + self.coupling.K.shape[0]))
+        chunks = [self._dual_bound(flat[k : k + width], owner[k : k + width], radii[k : k + width]) for k in range(0, len(flat), width)]
+        c, mu = (torch.cat(v).reshape(A.shape[:-1]) for v in zip(*chunks, strict=True))
+        return c, mu
 
     def distance(self, a: Tensor, b: Tensor, rounds: int | None = None) -> Tensor:
         """A lower bound (n, K) of min { ‖Wδ‖ : a·δ + b ≤ 0, δ ∈ C_i }: +inf when no δ ∈ C_i gets there, 0 when b ≤ 0.
@@ -195,66 +197,16 @@ class Region:
             return self.radius[:, None].expand(A.shape[:-1])
         return torch.minimum(radius, self.limit[:, None]).expand(A.shape[:-1])
 
-    def _dual_bound(self, A: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    def _dual_bound(self, A: Tensor, owner: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """(c, μ), each (R, 1), for rows A (R, 1, d) of the inputs `owner`: found in float32, evaluated in float64, the better of that and u = 0."""
         assert self.coupling is not None
+        exact = Problem(A, self.lo[owner][:, None], self.hi[owner][:, None], r, self.p, self.coupling.take(owner))
         with torch.no_grad():
-            best = self._ascend(A, r)
-        return self._at(A, best, r)
-
-    def _at(self, A: Tensor, u: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-        """The bound (c, μ) at given multipliers u (n, s, m)."""
-        assert self.coupling is not None
-        c, mu = affine_support(A - self.coupling.back(u), self.lo[:, None], self.hi[:, None], r, self.p)
-        for where, block in self.coupling.blocks:
-            constant, slope = block.sigma(u[..., where])
-            c, mu = c + constant, mu + slope
-        return c, mu
-
-    def _ascend(self, A: Tensor, r: Tensor) -> Tensor:
-        """Multipliers whose bound at r is the best met, row by row."""
-        assert self.coupling is not None
-        best = torch.zeros(*A.shape[:-1], self.coupling.K.shape[0], dtype=A.dtype, device=A.device)
-        value, stalled = self._value(A, best, r), 0
-        for u in self._admm(A, r):
-            new = self._value(A, u, r)
-            better = new < value
-            gain = torch.where(better, value - new, 0.0)
-            best, value = torch.where(better.unsqueeze(-1), u, best), torch.minimum(value, new)
-            stalled = stalled + 1 if bool((gain <= 1e-6 * value.abs()).all()) else 0
-            if stalled >= 4:
-                break
-        return best
-
-    def _value(self, A: Tensor, u: Tensor, r: Tensor) -> Tensor:
-        c, mu = self._at(A, u, r)
-        value = c + mu * level(r, self.p)
-        return torch.where(torch.isnan(value), INF, value)
-
-    def _admm(self, A: Tensor, r: Tensor, relax: float = 1.5, every: int = 10) -> Iterator[Tensor]:
-        """Feasible multipliers of  max A·δ  s.t.  δ ∈ B, Kδ ∈ S,  every few steps: the last and the mean; each row solved for A/‖A‖, penalty 1/(size of δ)."""
-        link = self.coupling
-        assert link is not None
-        lo, hi = self.lo[:, None], self.hi[:, None]
-        size = A.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-        a = A / size
-        far = project(a * (r.unsqueeze(-1) / a.abs().amax(-1, keepdim=True).clamp(min=1e-300) * 1e3), lo, hi, r, self.p)
-        step = 1.5 * far.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        z, y = torch.zeros_like(a), torch.zeros_like(a)
-        zk = torch.zeros(*a.shape[:-1], link.K.shape[0], dtype=a.dtype, device=a.device)
-        u, total = torch.zeros_like(zk), torch.zeros_like(zk)
-        for it in range(1, self.steps + 1):
-            x = ((a - y) * step + z + link.back(zk - u * step)) @ link.inverse
-            xr, kr = relax * x + (1 - relax) * z, relax * link.apply(x) + (1 - relax) * zk
-            z = project(xr + y * step, lo, hi, r, self.p)
-            y = y + (xr - z) / step
-            moved = u + kr / step
-            zk = torch.cat([block.project(moved[..., s] * step, r) for s, block in link.blocks], -1)
-            u = moved - zk / step
-            total = total + u
-            if it % every == 0 or it == self.steps:
-                for candidate in (u, total / ((it - 1) % every + 1)):  # averages settle where p = 1 and ∞ make the last iterate swing
-                    yield torch.cat([block.feasible(candidate[..., s]) for s, block in link.blocks], -1) * size
-                total = torch.zeros_like(total)
+            quick = Problem(A.detach().float(), exact.lo.float(), exact.hi.float(), r.float(), self.p, exact.link.to(torch.float32))
+            u = ascend(quick, self.steps).to(A.dtype)
+            u = torch.where(torch.isfinite(u).all(-1, keepdim=True), u, 0.0)
+            u = torch.where((exact.value(u) < exact.value(torch.zeros_like(u))).unsqueeze(-1), u, 0.0)
+        return exact.bound(u)
 
 
 def _fold_balls(norm: Norm, parts: tuple[Part, ...], dim: int, n: int) -> tuple[Array, list[Any]]:
