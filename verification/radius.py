@@ -1,0 +1,155 @@
+r"""Certified radii of a batch: lower bounds of  v* = min { ‖Wδ‖ : some m_k(δ) ≤ 0, δ ∈ C }  that hold for the network itself.
+
+    check → linearise (where to start) → search radii in lockstep (verification/radius_search.py) → solve the final rows exactly, for their multipliers
+
+A bound is min(r, lower of the exact program): the rows hold within r, and `Solution.lower` is verified weak duality, not a solver's word.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from formulations.errors import InputError
+from formulations.norms import INF, Array, Norm
+from formulations.pieces import Part
+from formulations.programs import min_norm, relative_parts
+from formulations.sets.base import FEASIBILITY, ConvexSet
+from formulations.support import Region
+from verification.decision import Decision
+from verification.lirpa import BoundEngine, BoundMethod
+from verification.model import batch_of, decide, linearise, outputs, stack
+from verification.radii import CertifiedRadii, CertifiedRadius, CertifiedRow, SearchStop
+from verification.radius_search import RadiusSearch
+
+PASSES = 25
+TOLERANCE = 1e-3
+START = 0.85  # of the linearised radius: where CROWN's radius usually lies
+FAR = 1e6  # first radius, in units of 1 + ‖x0‖, when nothing else gives a scale
+
+
+def certified_radius(
+    model: nn.Module | BoundEngine,
+    x0: Tensor | ArrayLike,
+    norm: Norm | float | str = 2,
+    constraints: ConvexSet | None = None,
+    *,
+    decisions: Decision | Sequence[Decision] | None = None,
+    method: BoundMethod | str = "crown",
+    upper: ArrayLike | None = None,
+    per_rival: bool = False,
+    max_passes: int = PASSES,
+    tolerance: float = TOLERANCE,
+    seconds: float | None = None,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    jobs: int = 1,
+) -> CertifiedRadii:
+    """``lower_i ≤ min { ‖Wδ‖ : some margin of decision i ≤ 0 at x0_i + δ, δ ∈ C }`` for a batch x0 (n, *shape); +inf: no allowed change flips it.
+
+    model       a module (n, *shape) → (n, outputs), copied and run in float64; or a `BoundEngine`, to bound one network several times
+    decisions   one for all or one per input; by default the predicted class stays ahead of every other class
+    method      "crown", "ibp" or "alpha-crown"
+    upper       (n,) distances of known witnesses, only to start from
+    per_rival   give every rival its own radius instead of the nearest one's (as many searches as there are margin rows)
+    max_passes  bound passes over the batch; `tolerance` relative width at which a radius counts as found; `seconds` limits the search
+    progress    called with (inputs done, inputs in all); an interrupt returns the best bounds so far, see `stop`
+
+    A larger set never has a larger v*, but fixed slopes (crown) do not promise that of `lower`: compare sets by the same rows.
+    Raises InputError on shapes that do not fit, NaN, an input outside C (which constraint, by how much), an empty set, one output without a decision,
+    a decision that does not stand at x0, an unknown method, and a layer that cannot be bounded (by name).
+    """
+    begun, norm, how = time.monotonic(), Norm.of(norm), BoundMethod.of(method)
+    engine, x, y = _network(model, x0, device)
+    chosen = decide(y, decisions)
+    Q, s, real = stack(chosen, y)
+    n, flat = len(x), x.flatten(1).cpu().numpy()
+    parts = relative_parts(constraints, engine.dim, flat, n)
+    check_inside(parts, n)
+    region = Region.build(norm, parts, np.zeros(n), engine.dim, count=n, device=x.device)
+    linear = torch.where(real, region.distance(*linearise(engine.model, x, Q, s)), INF)
+    owner = torch.nonzero(real)[:, 0] if per_rival else torch.arange(n, device=x.device)
+    if per_rival:
+        Q, s, guess = Q[real][:, None], s[real][:, None], linear[real]
+        search_region = region.take(owner)
+    else:
+        guess, search_region = linear.amin(1), region
+    start = _start(guess, x[owner], None if upper is None else np.asarray(upper, dtype=float)[owner.cpu().numpy()])
+    before = engine.passes
+    search = RadiusSearch(engine, x[owner], Q, s, search_region, how, start)
+    stop = search.run(tolerance, max_passes, seconds, progress)
+    a, b, radius = (_by_input(v, real, per_rival) for v in (search.a, search.b, search.radius[:, None].expand_as(search.b)))
+    rows = _solve(a, b, radius, real.cpu().numpy(), chosen, norm, constraints, flat, jobs)
+    name = how.name.lower().replace("_", "-")
+    items = tuple(CertifiedRadius(tuple(r), float(v), name) for r, v in zip(rows, linear.amin(1), strict=True))
+    return CertifiedRadii(items, norm, name, engine.passes - before, time.monotonic() - begun, stop)
+
+
+def check_inside(parts: tuple[Part, ...], n: int) -> None:
+    """Raises InputError where δ = 0 violates a part (over the change, for n inputs), naming it and the violation."""
+    for i in range(n):
+        for part in parts:
+            piece = part.piece.at(i)
+            gap = piece.violation(np.zeros(piece.dim))
+            if not gap <= FEASIBILITY:
+                raise InputError(f"x0: input {i} lies outside the constraint {part.name!r} by {gap:.3g}; move it inside or widen the set.")
+
+
+def _network(
+    model: nn.Module | BoundEngine, x0: Tensor | ArrayLike, device: torch.device | str | None
+) -> tuple[BoundEngine, Tensor, Tensor]:
+    if isinstance(model, BoundEngine):
+        x = batch_of(x0, model.input_shape, model.device)
+        return model, x, outputs(model.model, x)
+    x = batch_of(x0, None)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
+    engine = BoundEngine(model, tuple(x.shape[1:]), device)
+    x = x.to(engine.device)
+    return engine, x, outputs(engine.model, x)
+
+
+def _start(linear: Tensor, x: Tensor, upper: Array | None) -> Tensor:
+    """A first radius per item: a part of the linearised radius or of the witness, whichever is smaller; far out when there is neither."""
+    guess = START * linear
+    if upper is not None:
+        guess = torch.minimum(guess, START * torch.as_tensor(upper, dtype=x.dtype, device=x.device))
+    far = FAR * (1 + x.flatten(1).norm(dim=-1))
+    return torch.where(torch.isfinite(guess), guess, far).clamp(min=1e-9)
+
+
+def _by_input(v: Tensor, real: Tensor, per_rival: bool) -> Array:
+    """(N, K, …) of the search as (n, K, …) per input."""
+    if not per_rival:
+        return v.cpu().numpy()
+    out = torch.zeros(*real.shape, *v.shape[2:], dtype=v.dtype, device=v.device)
+    out[real] = v[:, 0]
+    return out.cpu().numpy()
+
+
+def _solve(
+    a: Array, b: Array, radius: Array, real: Array, decisions: Sequence[Decision], norm: Norm,
+    constraints: ConvexSet | None, flat: Array, jobs: int,
+) -> list[list[CertifiedRow]]:  # fmt: skip
+    """The exact program of every row that is a bound."""
+    where = np.argwhere(real & np.isfinite(b))
+    at, row = where.T
+    solved = min_norm(a[at, row], b[at, row], norm, constraints, flat[at], jobs=jobs) if len(where) else ()
+    found = {(int(i), int(k)): solution for (i, k), solution in zip(where, solved, strict=True)}
+    out = []
+    for i, decision in enumerate(decisions):
+        rows = []
+        for k, rival in enumerate(decision.rivals):
+            solution = found.get((i, k))
+            lower = 0.0 if solution is None else max(0.0, min(float(radius[i, k]), solution.lower))
+            rows.append(CertifiedRow(int(rival), float(radius[i, k]), a[i, k], float(b[i, k]), solution, lower))
+        out.append(rows)
+    return out
+
+
+__all__ = ["CertifiedRadii", "CertifiedRadius", "CertifiedRow", "SearchStop", "certified_radius"]
