@@ -54,6 +54,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ class CheckReport:
 # -------------------------------------------------------------------------------------------------------------- exact numbers
 
 
+@lru_cache(maxsize=1 << 18)  # the same inputs and bounds come back in every check
 def exact(v: float) -> Rational:
     return fmpq(*v.as_integer_ratio())
 
