@@ -91,8 +91,8 @@ def min_norm_box(a: Real, b: Real, lo: Real, hi: Real, norm: Norm | float | str 
     norm = Norm.of(norm)
     rows, level, w = _arguments(a, b, norm, lo, hi)
     low, high = _bounds("lo", lo, rows), _bounds("hi", hi, rows)
-    n, size = len(rows), len(rows) if rows.is_cuda else max(1, BLOCK // rows.shape[1])
-    blocks = [slice(i, i + size) for i in range(0, n, size)]
+    n, size = len(rows), max(1, len(rows)) if rows.is_cuda else max(1, BLOCK // rows.shape[1])
+    blocks = [slice(i, i + size) for i in range(0, max(n, 1), size)]
     parts = [_solve(rows[k], level[k], low[k], high[k], w, norm.p) for k in blocks]
     return parts[0] if len(parts) == 1 else _blanked(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
 
@@ -236,7 +236,7 @@ def _arguments(a: Real, b: Real, norm: Norm, *others: Real) -> tuple[Tensor, Ten
     if isinstance(norm, GroupNorm):
         raise InputError("closed form: a GroupNorm has none; use min_norm.")
     rows, arrays = _tensor(a), [_tensor(v) for v in (a, b, *others) if isinstance(v, Tensor | np.ndarray)]
-    if rows.ndim != 2 or 0 in rows.shape:
+    if rows.ndim != 2 or rows.shape[1] == 0:
         raise InputError(f"closed form: a has shape {tuple(rows.shape)}; give rows (n, d), one per instance.")
     dtype = reduce(torch.promote_types, (v.dtype for v in arrays), rows.dtype)
     rows = rows.to(dtype if dtype.is_floating_point else torch.float64)
@@ -244,7 +244,7 @@ def _arguments(a: Real, b: Real, norm: Norm, *others: Real) -> tuple[Tensor, Ten
     if level.ndim > 1 or level.numel() not in (1, len(rows)):
         raise InputError(f"closed form: b has shape {tuple(level.shape)} for {len(rows)} rows; give one number per row.")
     for name, v in (("a", rows), ("b", level)):
-        if not bool(torch.isfinite(v.abs().amax())):
+        if v.numel() and not bool(torch.isfinite(v.abs().amax())):
             bad = v[~torch.isfinite(v)][0].item()
             raise InputError(f"closed form: {name} holds {bad}; rows must be finite, drop the instance.")
     return rows, level.reshape(-1).expand(len(rows)), torch.tensor(norm.scale(rows.shape[1])).to(rows)

@@ -243,6 +243,7 @@ def test_edge_cases(p: Any) -> None:
     for lo, hi in ((0.5, -0.5), (INF, INF), (-INF, -INF)):
         assert one([1.0, 1.0], 1.0, lo, hi).status == [Status.INFEASIBLE]
 
+    assert min_norm_box(np.zeros((0, 3)), np.zeros(0), -1, 1, p).delta.shape == (0, 3)
     tiny = one([1e-300, 1.0], 0.5, -INF, INF)
     assert tiny.value == pytest.approx(0.5)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from formulations.errors import InputError
 from verification.decision import Decision
+from verification.model import outputs as checked_outputs
 
 FLIP = 1e-10  # a margin this far below 0, relative to the outputs, stays below 0 in any order of summation
 
@@ -32,8 +33,9 @@ class Network:
         """One decision per input, and its rows laid out for gathering. None: the predicted class stays ahead of every other."""
         who = torch.arange(self.n, device=self.device)
         self.forward_passes += 1
-        with torch.no_grad():
-            outputs = torch.cat([self._outputs(z)[:count] for z, _, count in self._blocks(torch.zeros_like(self.x0), who)])
+        blocks = self._blocks(torch.zeros_like(self.x0), who)
+        outputs = torch.cat([checked_outputs(self.model, z.view(-1, *self.shape))[:count] for z, _, count in blocks])
+        self.m = outputs.shape[1]
         if decisions is None:
             chosen = [Decision.classification(int(c), outputs.shape[1]) for c in outputs.argmax(1)]
         else:
@@ -57,7 +59,7 @@ class Network:
     def margins(self, delta: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:
         """(margins (lanes, K), flipped (lanes,)) at x0 + delta; one forward pass each."""
         self.forward_passes.index_add_(0, who, torch.ones_like(who))
-        pieces = []
+        pieces = [self.x0.new_zeros(0, self.m)]
         with torch.no_grad():
             for z, _, count in self._blocks(delta, who):
                 pieces.append(self._outputs(z)[:count])
@@ -67,7 +69,7 @@ class Network:
         """(margins (lanes, K), flipped (lanes,), gradient (lanes, d)) at x0 + delta, of margin `row` or of the lowest; one pass of each kind."""
         self.forward_passes.index_add_(0, who, torch.ones_like(who))
         self.backward_passes.index_add_(0, who, torch.ones_like(who))
-        pieces, slopes = [], []
+        pieces, slopes = [self.x0.new_zeros(0, self.m)], [self.x0.new_zeros(0, self.d)]
         for z, lanes, count in self._blocks(delta, who):
             z.requires_grad_(True)
             outputs = self._outputs(z)
@@ -94,9 +96,6 @@ class Network:
 
     def _outputs(self, z: Tensor) -> Tensor:
         outputs: Tensor = self.model(z.view(-1, *self.shape))
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(z):
-            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise InputError(f"find_witness: the model answers {shape} to a batch of {len(z)}; it must answer (n, outputs).")
         return outputs
 
     def _read(self, outputs: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:

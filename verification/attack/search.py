@@ -28,6 +28,7 @@ from verification.attack.subproblem import Subproblem
 OVERSHOOT = 0.02  # while approaching, a row m is asked to fall by this much more of |m|
 BLEND = 0.1  # largest share of the answer measured from x0 in a step (FAB's α_max)
 NUDGE = 1e-5  # how far past the linearised boundary a correction aims, relative to the length
+SMALL = 0.05  # a crossing is close when its margin is this part of the margins that it began between
 SETTLED = 1e-7  # a trust region this small, relative to the length, ends a lane's polish
 
 
@@ -36,7 +37,8 @@ class Effort:
     """How one input's passes are spent.
 
     `rivals` lanes take up to `steps` approach steps; `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped).
-    Then for every (keep, times) of `polish`, the `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes.
+    Then for every (keep, times) of `polish`, the `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes
+    (`last_crossing` at the end), and `saturated` more where margins say little about distances.
     """
 
     rivals: int = 9
@@ -46,6 +48,7 @@ class Effort:
     polish: tuple[tuple[int, int], ...] = ((9, 4), (4, 10))
     crossing: int = 4
     last_crossing: int = 10
+    saturated: int = 8
 
     @property
     def phases(self) -> int:
@@ -154,7 +157,7 @@ class Search:
             torch.randn(count, self.net.d, generator=torch.Generator().manual_seed(self.seeds[i]), dtype=torch.float64)
             for i in inputs.tolist()
         ]
-        affordable = self._affordable(who, 3 + self.effort.crossing, 0)
+        affordable = self._affordable(who, 3 + self.effort.crossing + self.effort.saturated, 0)
         who, push = who[affordable], torch.cat([*draws, torch.zeros(0, self.net.d, dtype=torch.float64)]).to(self.net.device)[affordable]
         base = self.anchor[who]
         reach = 10 * (1 + self.net.x0[who].abs().amax(1)) * self.norm_of(push).clamp(min=1e-300)  # where C has no end: a long way out
@@ -177,27 +180,37 @@ class Search:
     def _polish(self, lanes: Lanes, radius: Tensor) -> None:
         """One trust-region step of every lane that has not settled; changes `lanes` and `radius` in place."""
         active = (radius > SETTLED * lanes.length).nonzero()[:, 0]
-        active = active[self._affordable(lanes.who[active], 3 + self.effort.crossing, 2)]
+        active = active[self._affordable(lanes.who[active], 3 + self.effort.crossing + self.effort.saturated, 2)]
         if not len(active):
             return
         now, r = lanes.take(active), radius[active]
         margins, _, slope = self.net.linearise(now.delta, now.who)
-        inside = margins.amin(1)
-        first = self.steps.step(now.who, slope, inside - (slope * now.delta).sum(1), around=now.delta, radius=r)
-        margins, flipped, slope = self.net.linearise(first, now.who)
-        best, length = self._shorter(now.delta, now.length, first, flipped)
-        level = margins.amin(1) - (slope * first).sum(1) + NUDGE * now.length * self.dual_norm_of(slope)
+        m0 = margins.amin(1)
+        first = self.steps.step(now.who, slope, m0 - (slope * now.delta).sum(1), around=now.delta, radius=r)
+        margins, flips1, slope = self.net.linearise(first, now.who)
+        m1 = margins.amin(1)
+        level = m1 - (slope * first).sum(1) + NUDGE * now.length * self.dual_norm_of(slope)
         second = self.steps.step(now.who, slope, level, around=now.delta, radius=r)
-        margins, flipped = self.net.margins(second, now.who)
-        second = self._cross(now.delta, inside, second, margins.amin(1), flipped, now.who, self.effort.crossing)
-        best, length = self._shorter(best, length, second, torch.ones_like(flipped))
+        margins, flips2 = self.net.margins(second, now.who)
+        m2 = margins.amin(1)
+        best, length = self._shorter(now.delta, now.length, first, flips1)
+        best, length = self._shorter(best, length, second, flips2)
+        # The crossing lies between the two answers where only the second flips, else between δ_k and the second, or the first where that one strays
+        useful = self.norm_of(second) < now.length
+        pair = flips2 & useful
+        inside, m_in = torch.where(pair[:, None], second, now.delta), torch.where(pair, m2, m0)
+        beyond = useful & ~flips2
+        outside, m_out = torch.where(beyond[:, None], second, first), torch.where(beyond, m2, m1)
+        done = flips1 & ~beyond
+        crossing = self._cross(inside, m_in, outside, m_out, done, now.who, self.effort.crossing)
+        best, length = self._shorter(best, length, crossing, torch.ones_like(flips2))
         radius[active] = torch.where(length < 0.999 * now.length, r * 1.5, r * 0.5)
         lanes.put(active, best, length)
         self._record(lanes.take(active))
 
     def _finish(self, lanes: Lanes) -> None:
         """The crossing on the segment from each lane to its anchor."""
-        lanes = lanes.take(self._affordable(lanes.who, 1 + self.effort.last_crossing, 0))
+        lanes = lanes.take(self._affordable(lanes.who, 1 + self.effort.last_crossing + self.effort.saturated, 0))
         if len(lanes):
             margins, _ = self.net.margins(lanes.delta, lanes.who)
             outside, never = self.margins[lanes.who].amin(1), torch.zeros_like(lanes.who, dtype=torch.bool)
@@ -206,19 +219,28 @@ class Search:
         self.tick()
 
     def _cross(self, inside: Tensor, m_in: Tensor, outside: Tensor, m_out: Tensor, done: Tensor, who: Tensor, passes: int) -> Tensor:
-        """A flipped point near the crossing on each segment from `outside` (margin m_out) to the flipped `inside` (m_in); `outside` where `done`.
+        """A flipped point near the crossing on each segment from `outside` (margin m_out) to the longer, flipped `inside` (m_in); `outside` where `done`.
 
-        Margins are piecewise linear or nearly so: the secant is tried twice for every bisection.
+        Margins are piecewise linear or nearly so: the secant is tried twice for every bisection. Where they saturate the margin says little about the
+        distance: such lanes get up to `saturated` passes more, until their margin is a small part of what it was.
         """
-        out, in_ = torch.zeros_like(m_in), torch.where(done, 0.0, 1.0)
-        for k in range(passes):
-            share = ((m_out / (m_out - m_in)).nan_to_num(0.5) + 1e-3).clamp(1e-3, 0.999) if k % 3 != 2 else torch.full_like(m_in, 0.5)
-            t = out + (in_ - out) * share
-            margins, flipped = self.net.margins(outside + t[:, None] * (inside - outside), who)
+        share_in, small = torch.ones_like(m_in).masked_fill(done, 0.0), SMALL * (m_out - m_in).abs()
+        share_out, m_in, m_out = torch.zeros_like(m_in), m_in.clone(), m_out.clone()
+        gain = self.norm_of(inside) - self.norm_of(outside)
+        lanes = (~done & (gain > SETTLED * self.norm_of(inside))).nonzero()[:, 0]
+        for k in range(passes + self.effort.saturated):
+            if k >= passes:
+                lanes = lanes[m_in[lanes] < -small[lanes]]
+            if not len(lanes):
+                break
+            low, high, f_low, f_high = share_out[lanes], share_in[lanes], m_out[lanes], m_in[lanes]
+            cut = ((f_low / (f_low - f_high)).nan_to_num(0.5) + 1e-3).clamp(1e-3, 0.999) if k % 3 != 2 else torch.full_like(low, 0.5)
+            t = low + (high - low) * cut
+            margins, flipped = self.net.margins(outside[lanes] + t[:, None] * (inside[lanes] - outside[lanes]), who[lanes])
             m = margins.amin(1)
-            in_, m_in = torch.where(flipped, t, in_), torch.where(flipped, m, m_in)
-            out, m_out = torch.where(flipped, out, t), torch.where(flipped, m_out, m)
-        return torch.where((in_ == 1)[:, None], inside, outside + in_[:, None] * (inside - outside))
+            share_in[lanes], m_in[lanes] = torch.where(flipped, t, high), torch.where(flipped, m, f_high)
+            share_out[lanes], m_out[lanes] = torch.where(flipped, low, t), torch.where(flipped, f_low, m)
+        return torch.where((share_in == 1)[:, None], inside, outside + share_in[:, None] * (inside - outside))
 
     def _shorter(self, best: Tensor, length: Tensor, point: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
         size = torch.where(flipped, self.norm_of(point), INF)
