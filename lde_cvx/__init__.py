@@ -26,8 +26,14 @@ def _refuse_shadows() -> None:
         spec = loaded.__spec__ if loaded is not None else find_spec(name)
         origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
         if origin != here / name / "__init__.py":
-            where = "it was not found" if spec is None else f"another one at {origin.parent if origin else list(spec.submodule_search_locations or [])} comes first"
-            raise ImportError(f"lde_cvx needs its own package {name!r} ({here / name}), but {where}; remove or rename that one, or reinstall lde-cvx.")
+            where = (
+                "it was not found"
+                if spec is None
+                else f"another one at {origin.parent if origin else list(spec.submodule_search_locations or [])} comes first"
+            )
+            raise ImportError(
+                f"lde_cvx needs its own package {name!r} ({here / name}), but {where}; remove or rename that one, or reinstall lde-cvx."
+            )
 
 
 _refuse_shadows()
@@ -56,7 +62,7 @@ _HOME = {
     "Certificate": "verification.certificate",
     "LagrangeDualExplainer": "lde_cvx.explainer",
     "Explanation": "lde_cvx.explanation",
-    "Verdict": "lde_cvx.explanation",
+    "Verdict": "verification.checker",
     "load_model": "lde_cvx.models",
 }
 
@@ -70,10 +76,11 @@ if TYPE_CHECKING:
     from formulations.sets import Box, ConvexSet, Ellipsoid, Everything, Frozen, LpBall, Polytope, Simplex, Subspace, TotalVariation
     from formulations.status import Status
     from lde_cvx.explainer import LagrangeDualExplainer
-    from lde_cvx.explanation import Explanation, Verdict
+    from lde_cvx.explanation import Explanation
     from lde_cvx.models import load_model
     from verification.attack import find_witness
     from verification.certificate import Certificate
+    from verification.checker import Verdict
     from verification.decision import Decision
     from verification.radius import certified_radius
 

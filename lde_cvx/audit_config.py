@@ -79,9 +79,9 @@ class AuditConfig(_Table):
     subtitle: str = "How far is each declined applicant from approval, which features decide it, and what may change?"
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataTable
-    model: ModelTable = ModelTable()
-    changes: ChangesTable = ChangesTable()
-    question: QuestionTable = QuestionTable()
+    model: ModelTable = Field(default_factory=lambda: ModelTable.model_validate({}))
+    changes: ChangesTable = Field(default_factory=lambda: ChangesTable.model_validate({}))
+    question: QuestionTable = Field(default_factory=lambda: QuestionTable.model_validate({}))
 
     @property
     def sha256(self) -> str:

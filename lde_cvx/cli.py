@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Annotated
 
 import typer
@@ -39,4 +40,5 @@ for name in COMMANDS:
 
 
 def main() -> None:
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries, about themselves
     app()

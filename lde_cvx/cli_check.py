@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from formulations.errors import InputError
 from lde_cvx.cli_common import FAILED, err, out
 
+if TYPE_CHECKING:
+    from lde_cvx.checking import Checked
+
 
 def command(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Certificate files, or folders of them.", show_default=False)],
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="Model file: its hash, and the witness's flip, are then checked too.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Model file: its hash, and the witness's flip, are then checked too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check certificates again; exit code 1 when any of them fails."""
@@ -31,16 +37,24 @@ def command(
         for column in ("certificate", "norm", "lower", "upper", "result"):
             table.add_column(column, overflow="fold", justify="right" if column in ("lower", "upper") else "left")
         for r in results:
-            table.add_row(r.path, r.norm, r.lower, r.upper, "[green]valid[/]" if r.ok else f"[red]INVALID: {'; '.join(r.reasons)}[/]")
+            table.add_row(r.path, r.norm, r.lower, r.upper, _words(r))
         out.print(table)
     if not all(r.ok for r in results):
         raise typer.Exit(FAILED)
+
+
+def _words(r: Checked) -> Text:
+    if r.ok:
+        return Text("valid", "green")
+    return Text(f"{r.status.replace('_', ' ')}: {'; '.join(r.reasons)}", "yellow" if r.status == "CANNOT_DECIDE" else "red")
 
 
 def expand(files: list[Path]) -> list[Path]:
     """Folders stand for the .json files in them. Raises InputError on what is not there."""
     paths: list[Path] = []
     for f in files:
+        if not f.exists():
+            raise InputError(f"{f}: there is no such file; name certificate files or a folder of them.")
         found = sorted(f.glob("*.json")) if f.is_dir() else [f]
         if not found:
             raise InputError(f"{f}: holds no .json file; name certificate files or a folder of them.")

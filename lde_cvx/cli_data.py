@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A data set; without it, all are listed.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A data set; without it, all are listed.", show_default=False)
+    ] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE.csv", help="Write the table, labels last, to this file.")] = None,
 ) -> None:
     """List data sets with their licences; show one, or write it as CSV."""

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from formulations.norms import Array, Norm
-from verification.validity import Validity
 from verification.checker import Verdict
+from verification.validity import Validity
 
 if TYPE_CHECKING:
     import pandas as pd

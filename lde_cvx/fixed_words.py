@@ -18,16 +18,21 @@ CERTIFIED: tuple[tuple[str, str], ...] = (
     ),
     (
         "Prices",
-        "The multipliers are slopes of a lower bound on the distance that stays valid when the constraints' levels are shifted, as long as the rows hold on the shifted set.",
+        "The multipliers are slopes of a lower bound on the distance that stays valid when the constraints' levels are shifted, "
+        "as long as the rows hold on the shifted set.",
     ),
 )
 
 NOT_CERTIFIED: tuple[tuple[str, str], ...] = (
     (
         "Dual variables beyond solver tolerance",
-        "λ, prices and sensitivities are those of the certified convex program, to the tolerance of the solver. They may not be unique and they are not derivatives of the network.",
+        "λ, prices and sensitivities are those of the certified convex program, to the tolerance of the solver. They may not be unique "
+        "and they are not derivatives of the network.",
     ),
-    ("Rounding inside the bound pass", "The bound pass that produces the margin rows runs in float64 and is not outward rounded. The weak-duality evaluation is."),
+    (
+        "Rounding inside the bound pass",
+        "The bound pass that produces the margin rows runs in float64 and is not outward rounded. The weak-duality evaluation is.",
+    ),
     (
         "Integers and one-hot choices",
         "Whole numbers and one-hot groups are relaxed: they may move continuously. The lower bound also holds for whole choices, of which there are fewer; "
@@ -44,16 +49,11 @@ NOT_CERTIFIED: tuple[tuple[str, str], ...] = (
 )
 
 REASONS = (
-    "Sensitivities rank every feature, immutable ones included: they are reasons. Witnesses move only what may move: they are recourse. The two are not the same list."
+    "Sensitivities rank every feature, immutable ones included: they are reasons. Witnesses move only what may move: they are recourse. The two are not "
+    "the same list. Inside a one-hot group a common constant of all categories is immaterial: read the differences between its categories."
 )
 
 SIGNING = (
     "EU AI Act, Annex IV, point 2(g) asks for test logs and all test reports dated and signed by the responsible persons. "
     "The fields below are left blank for those persons; this software fills in none of them."
 )
-
-VALIDITY = {
-    "certified": "the bounds certify that no allowed change within the linearised radius flips the decision",
-    "refuted": "a witness lies within the linearised radius",
-    "unknown": "neither certified nor refuted",
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,19 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.norms import Array
+from formulations.sets.base import FEASIBILITY, ConvexSet
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """x (n, *shape) in float64, outputs (n, m) of the float64 network; `single` when the caller gave one input without a batch."""
+    """x (n, *shape) in float64, outputs (n, m) of the float64 network; `single` when the caller gave one input."""
 
     x: Tensor
-    outputs: Array
+    outputs: Tensor
     single: bool
+
+    def __len__(self) -> int:
+        return len(self.x)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -32,22 +35,10 @@ class Batch:
         return self.x.detach().cpu().numpy().reshape(len(self.x), -1)
 
 
-def float64_copy(model: Any, device: str | torch.device | None) -> nn.Module:
-    """A frozen float64 copy in evaluation mode; float32 and float16 weights convert exactly."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model: got {type(model).__name__}; give a torch.nn.Module that maps (n, *shape) to (n, outputs).")
-    twin = copy.deepcopy(model).to(device=device, dtype=torch.float64).eval()
-    for p in twin.parameters():
-        p.requires_grad_(False)
-        if not torch.isfinite(p).all():
-            raise InputError("model: a weight is NaN or infinite; retrain or reload it.")
-    return twin
-
-
 def read_batch(model: nn.Module, x0: Any, device: str | torch.device | None = None) -> Batch:
     """Whether x0 is one input or a batch is what the network says: x0[None] is tried first, so (1, *shape) is one input where both readings work.
 
-    Raises InputError on NaN, on a shape the network does not take, and on outputs that are not (n, m) or not finite.
+    Raises InputError on NaN, on a shape the network does not take, and on outputs that are not finite.
     """
     x = (x0.detach() if isinstance(x0, Tensor) else _tensor(x0)).to(dtype=torch.float64, device=device)
     bad = torch.nonzero(~torch.isfinite(x))
@@ -58,11 +49,34 @@ def read_batch(model: nn.Module, x0: Any, device: str | torch.device | None = No
         raise InputError(f"input: has shape {tuple(x.shape)}; give one input or a batch of them.")
     for single, batch in ((True, x[None]), (False, x)):
         outputs = _outputs(model, batch)
-        if outputs is not None:
-            one = single or len(batch) == 1
-            return Batch(_with_batch_axis(model, batch), _finite(outputs), one)
+        if outputs is None:
+            continue
+        if batch.ndim > 2 and batch.shape[:2] == (1, 1) and _outputs(model, batch[0]) is not None:
+            batch = batch[0]  # the network flattens a leading 1 away: it was the batch axis
+        wrong = torch.nonzero(~torch.isfinite(outputs))
+        if len(wrong):
+            i, k = (int(v) for v in wrong[0])
+            raise InputError(f"model: output {k} of input {i} is {float(outputs[i, k])}; it must be finite.")
+        return Batch(batch, outputs, single or len(batch) == 1)
     takes = expected_size(model)
     raise InputError(f"input: shape {tuple(x.shape)} does not fit the model{f', which takes {takes}' if takes else ''}; reshape it.")
+
+
+def check_inside(constraints: ConvexSet | None, flat: Array, index: int) -> None:
+    """Raises InputError when x0 = flat (d,) does not lie in C, and says so when nothing does."""
+    if constraints is None:
+        return
+    outside: dict[str, float] = {}
+    for part in constraints.parts(len(flat)):
+        v = part.relative_to(flat).piece.violation(np.zeros_like(flat))
+        if v > FEASIBILITY:
+            outside[part.name] = max(v, outside.get(part.name, v))
+    if outside:
+        constraints.relative_to(flat).project(np.zeros_like(flat))  # raises when the set is empty
+        worst = max(outside, key=lambda name: outside[name])
+        raise InputError(
+            f"input {index}: lies outside the set: {worst!r} is violated by {outside[worst]:.3g}; move the input inside or widen the set."
+        )
 
 
 def _tensor(x0: Any) -> Tensor:
@@ -72,28 +86,14 @@ def _tensor(x0: Any) -> Tensor:
         raise InputError(f"input: {type(x0).__name__} holds something that is not a number; give a numeric array or tensor.") from None
 
 
-def _outputs(model: nn.Module, batch: Tensor) -> Array | None:
+def _outputs(model: nn.Module, batch: Tensor) -> Tensor | None:
     """(n, m) outputs, or None when the network does not take this shape."""
     try:
         with torch.no_grad():
             y = model(batch)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):  # what torch raises on shapes that do not fit
         return None
-    return y.cpu().numpy() if isinstance(y, Tensor) and y.ndim == 2 and len(y) == len(batch) else None
-
-
-def _with_batch_axis(model: nn.Module, batch: Tensor) -> Tensor:
-    """(1, 1, *shape) read as one input whose leading 1 the network flattens away: drop it when the network takes it without."""
-    if batch.ndim > 2 and batch.shape[:2] == (1, 1) and _outputs(model, batch[0]) is not None:
-        return batch[0]
-    return batch
-
-
-def _finite(outputs: Array) -> Array:
-    bad = np.argwhere(~np.isfinite(outputs))
-    if len(bad):
-        raise InputError(f"model: output {bad[0][1]} of input {bad[0][0]} is {outputs[tuple(bad[0])]}; it must be finite.")
-    return outputs
+    return y if isinstance(y, Tensor) and y.ndim == 2 and len(y) == len(batch) else None
 
 
 def expected_size(model: nn.Module) -> str | None:

@@ -84,7 +84,7 @@ def train_mlp(
     model = mlp((features.shape[1], *hidden, classes), seed)
     weights = None if class_weights is None else torch.tensor(_weights(class_weights, classes))
     x, t = torch.from_numpy(features[train_rows]), torch.from_numpy(labels[train_rows])
-    with _one_thread():
+    with one_thread():
         _fit(model, x, t, weights, seed, epochs, learning_rate, weight_decay, batch_size)
         model.eval().requires_grad_(False)
         scores = model(torch.from_numpy(features)).numpy()
@@ -196,7 +196,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums are taken in one order, so that equal seeds give equal weights."""
     before: Any = torch.get_num_threads()
     torch.set_num_threads(1)

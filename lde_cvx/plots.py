@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 if TYPE_CHECKING:
     from lde_cvx.explanation import Explanation
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 INK, MUTED, GRID = "#1d2733", "#5d6b7a", "#e3e8ee"
 LOWER, UPPER, RANGE = "#0b6e6e", "#b4532a", "#c9d6df"
 PANEL = ("#0b6e6e", "#3d5a98", "#8a5a1f")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": MUTED, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold",
     "axes.titlesize": 10, "axes.titlelocation": "left", "svg.hashsalt": "lde", "svg.fonttype": "path",
@@ -94,8 +95,8 @@ def gap_histogram(rows: Sequence[Row]) -> Figure:
         width = max(0.005, 0.005 * np.ceil(top * 1.0001 / 12 / 0.005))  # bins of a round width that reach the largest gap
         edges = width * np.arange(0, int(np.floor(top / width)) + 2)
         ax.hist(gaps, bins=edges, color=PANEL[: len(norms)], label=norms, rwidth=0.86)
-        ax.yaxis.get_major_locator().set_params(integer=True)
-        ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0 if width >= 0.01 else 1))
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if width >= 0.01 else 1))
         ax.set_xlabel("gap = (upper − lower) / upper")
         ax.set_ylabel("rows")
         ax.set_title("Gap between certificate and witness")
@@ -128,7 +129,7 @@ def sensitivity_bars(rows: Sequence[Row], top: int = 10) -> Figure:
         ax.set_yticks(range(len(names)), [_short(f) for f in names])
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.tick_params(axis="y", length=0)
-        ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.set_xlabel("mean share of sensitivity")
         ax.set_title("Most sensitive features")
         ax.grid(axis="x", color=GRID)

@@ -9,7 +9,15 @@ import numpy as np
 
 from lde_cvx.audit_record import AuditRow, Move, Price
 
-FEATURES = ("duration", "credit_amount", "checking_status: <0", "savings_status: <100", "purpose: <new & used>", "age", "installment_commitment")
+FEATURES = (
+    "duration",
+    "credit_amount",
+    "checking_status: <0",
+    "savings_status: <100",
+    "purpose: <new & used>",
+    "age",
+    "installment_commitment",
+)
 
 
 def example_row(k: int, norm: str, label: str, verdict: str = "BRACKETED") -> AuditRow:

@@ -51,7 +51,14 @@ def page(summary: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chromium(page: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     assert BROWSER is not None
     profile = page.parent / "profile"
-    common = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={profile}"]
+    common = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
+    ]
     return subprocess.run([BROWSER, *common, *arguments, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
 
 
@@ -101,7 +108,9 @@ def test_a_browser_shows_every_row_and_complains_about_nothing(page: Path, summa
 @pytest.mark.browser
 def test_the_log_would_show_a_complaint(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
-    page.write_text("<!doctype html><meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\"><img src='http://127.0.0.1:9/x.png'>")
+    page.write_text(
+        "<!doctype html><meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\"><img src='http://127.0.0.1:9/x.png'>"
+    )
     assert "CONSOLE" in chromium(page, "--dump-dom").stderr
 
 
@@ -121,7 +130,10 @@ def test_the_screenshot_is_not_blank(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (float("inf"), "∞"), (float("nan"), "–"), (None, "–"), (1.23456, "1.235"), (123456.7, "123457"), (12345678.0, "1.235e+07"), (-0.5, "−0.5000"), (3.1e-7, "3.100e−07")],
+    [
+        (0.0, "0"), (float("inf"), "∞"), (float("nan"), "–"), (None, "–"), (1.23456, "1.235"), (123456.7, "123457"),
+        (12345678.0, "1.235e+07"), (-0.5, "−0.5000"), (3.1e-7, "3.100e−07"),
+    ],
 )  # fmt: skip
 def test_numbers_in_words(value: float | None, text: str) -> None:
     assert number(value) == text

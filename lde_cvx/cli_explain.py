@@ -1,0 +1,151 @@
+"""`lde explain`: one input of a model file, its bracket and scores on the terminal, its certificate in a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from formulations.errors import InputError
+from lde_cvx.cli_common import err, out
+
+if TYPE_CHECKING:
+    from formulations.norms import Array
+    from lde_cvx.explanation import Explanation
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .onnx file, or a .safetensors file of lde_cvx.models.save_model.")],
+    data: Annotated[Path, typer.Option("--input", "-i", metavar="FILE", help="Inputs: .npy (one or a batch), or .csv (a row each).")],
+    row: Annotated[int, typer.Option("--row", metavar="N", help="Which input of the file, from 0.")] = 0,
+    norm: Annotated[str, typer.Option("--norm", help="1, 2 or inf.")] = "2",
+    box: Annotated[
+        tuple[float, float] | None, typer.Option("--box", metavar="LO HI", help="Range of every feature of the changed input.")
+    ] = None,
+    max_change: Annotated[float | None, typer.Option("--max-change", metavar="R", help="No feature may change by more.")] = None,
+    target: Annotated[int | None, typer.Option("--target", metavar="T", help="Only flips to this class.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", metavar="TAU", help="The decision is on which side of TAU output 0 lies.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="crown, ibp, alpha-crown, or linear (certifies nothing).")] = "crown",
+    to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The certificate file.")] = Path("certificate.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    top: Annotated[int, typer.Option("--top", metavar="N", help="How many features to show.")] = 10,
+) -> None:
+    """Explain one decision: certified distance, witness, sensitivities, and a certificate file."""
+    if not to.parent.is_dir():
+        raise InputError(f"--out {to}: the folder {to.parent} does not exist; create it first.")
+    if row < 0:
+        raise InputError(f"--row {row}: rows are counted from 0.")
+    inputs, names = read_inputs(data)
+    from lde_cvx.models import load_model
+
+    network = load_model(model)
+    constraints = allowed(box, max_change)
+    from lde_cvx.explainer import LagrangeDualExplainer
+    from lde_cvx.inputs import read_batch
+
+    explainer = LagrangeDualExplainer(
+        network, norm=norm, constraints=constraints, method=method, target=target, decision=side_of(threshold), feature_names=names
+    )
+    batch = read_batch(explainer.model, inputs)
+    if row >= len(batch):
+        raise InputError(f"--row {row}: {data} holds {len(batch)} input{'s' if len(batch) > 1 else ''}, rows are counted from 0.")
+    with err.status("bounding the network", spinner="dots"):
+        explanation = explainer.explain(batch.x[row], quiet=True)
+    if explanation.certificate is not None:
+        explanation.certificate.save(to)
+    if as_json:
+        from lde_cvx.audit_record import to_json
+
+        out.print_json(json.dumps(to_json({**explanation.to_dict(), "certificate": str(to)}), allow_nan=False))
+    else:
+        show(explanation, top)
+        out.print(
+            f"certificate: {to}" if explanation.certificate is not None else "no certificate: method linear certifies nothing",
+            soft_wrap=True,
+        )
+
+
+def show(e: Explanation, top: int) -> None:
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for key, words in (
+        ("decision", e.decision.label),
+        ("distance", f"{e.lower:.6g} ≤ {e.norm.label} ≤ {e.upper:.6g}   (gap {e.gap:.1%})"),
+        ("verdict", f"{e.verdict.name}: {e.verdict.value}"),
+        ("binding rival", str(e.target)),
+        ("linearised", f"{e.linear_radius:.6g}, {e.linear_validity.name.lower()}; certified up to {e.linear_certified_fraction:.0%} of it"),
+        ("λ", f"{e.margin_multiplier:.6g}"),
+    ):
+        facts.add_row(f"[bold]{key}[/]", words)
+    out.print(facts)
+    table = Table()
+    for column in ("feature", "value", "score λ|a|", "witness"):
+        table.add_column(column, justify="left" if column == "feature" else "right")
+    for r in e.to_frame(top).itertuples():
+        table.add_row(str(r.feature), f"{r.value:.5g}", f"{r.score:.5g}", f"{r.witness:.5g}" if e.witness is not None else "–")
+    out.print(table)
+
+
+def allowed(box: tuple[float, float] | None, max_change: float | None) -> Any:
+    """The set that the options describe, None for all changes."""
+    from formulations.sets import Box
+
+    sets: list[Any] = [] if box is None else [Box(*box)]
+    if max_change is not None:
+        if not max_change > 0:
+            raise InputError(f"--max-change {max_change}: must be positive.")
+        sets.append(Box(-max_change, max_change, on="change", name="max_change"))
+    return None if not sets else sets[0] if len(sets) == 1 else sets[0] & sets[1]
+
+
+def side_of(threshold: float | None) -> Any:
+    """Output 0 stays on its side of the threshold."""
+    if threshold is None:
+        return None
+    from verification.decision import Decision
+
+    return lambda outputs: Decision.threshold(0, threshold, len(outputs), above=bool(outputs[0] > threshold))
+
+
+def read_inputs(path: Path) -> tuple[Array, list[str] | None]:
+    """(numbers, feature names of a CSV header). Raises InputError naming the cell that is no number."""
+    import numpy as np
+
+    if not path.is_file():
+        raise InputError(f"--input {path}: there is no such file.")
+    if path.suffix == ".npy":
+        try:
+            values = np.load(path, allow_pickle=False)
+            return np.asarray(values, dtype=float), None
+        except (ValueError, TypeError, EOFError, OSError) as e:
+            raise InputError(f"--input {path}: is not a .npy file of numbers ({str(e).splitlines()[0]}).") from None
+    if path.suffix != ".csv":
+        raise InputError(f"--input {path}: suffix {path.suffix!r} is not known; give .npy or .csv.")
+    try:
+        lines = [line for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if line]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"--input {path}: is not a CSV table ({e}).") from None
+    names = None if not lines or all(map(_is_number, lines[0])) else [cell.strip() for cell in lines.pop(0)]
+    if not lines:
+        raise InputError(f"--input {path}: holds no rows of numbers.")
+    width = len(names or lines[0])
+    for i, line in enumerate(lines):
+        if len(line) != width:
+            raise InputError(f"--input {path}: row {i} has {len(line)} columns, expected {width}; fill in the missing column.")
+        wrong = next((k for k, cell in enumerate(line) if not _is_number(cell)), None)
+        if wrong is not None:
+            raise InputError(f"--input {path}: row {i}, column {names[wrong] if names else wrong}: {line[wrong]!r} is not a number.")
+    return np.array(lines, dtype=float), names
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,295 @@
+r"""The Lagrange dual explainer: one question, asked of one input or of a batch.
+
+    v* = min ‖Wδ‖_p   s.t.   some m_k(δ) ≤ 0,   δ ∈ C
+
+Per batch: the linearised programs (a local model), certified radii from minorant rows with their exact multipliers, witnesses, the validity of the
+linearised claim, and one certificate per input, whose exact evaluation is the published lower bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from formulations.errors import InputError
+from formulations.norms import INF, Array, Norm
+from formulations.programs import min_norm
+from formulations.sets import ConvexSet, Everything
+from formulations.solution import Solution
+from formulations.status import Status
+from lde_cvx.explanation import Explanation
+from lde_cvx.inputs import Batch, check_inside, read_batch
+from verification.attack import Budget, Witness, find_witness
+from verification.certificate import Certificate, ModelRecord
+from verification.checker import Verdict
+from verification.decision import Decision
+from verification.evidence import WitnessEvidence
+from verification.lirpa import BoundEngine
+from verification.model import decide, float64_copy, linearise, stack
+from verification.radii import CertifiedRadius
+from verification.radius import certified_radius
+from verification.validity import linear_validity
+
+METHODS = ("linear", "ibp", "crown", "alpha-crown")
+PLANNED = ("branching", "exact")
+
+Constraints = ConvexSet | Callable[[Array], ConvexSet] | None
+Decide = Decision | Callable[[Array], Decision] | None
+Progress = Callable[[str, int, int], None]
+
+
+class LagrangeDualExplainer:
+    """``lower ≤ min { ‖Wδ‖ : some m_k(δ) ≤ 0, δ ∈ C } ≤ upper``, with multipliers, scores S_i = λ|a_i|, a witness and a certificate.
+
+    model        torch module (n, *shape) → (n, outputs); a float64 copy of it is explained
+    norm         1, 2, "inf" or a `Norm`; constraints: a convex set, a function x0 → set, or None for all changes
+    method       "crown", "ibp" or "alpha-crown" bound the network; "linear" certifies nothing and is quick
+    target       explain the flip towards this class alone; None: whichever rival is nearest
+    decision     a `Decision`, or a function outputs (m,) → `Decision`, instead of "the predicted class stays ahead"
+    time_limit   seconds for the witness search of a batch, and per convex program
+    Raises InputError on an unknown method, norm or order, and on a model with weights that are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        norm: Norm | float | str = 2,
+        constraints: Constraints = None,
+        method: str = "crown",
+        order: int = 1,
+        target: int | None = None,
+        decision: Decide = None,
+        time_limit: float | None = None,
+        device: str | torch.device | None = None,
+        seed: int = 0,
+        feature_names: Sequence[str] | None = None,
+    ) -> None:
+        if method in PLANNED:
+            raise InputError(f"method={method!r} is not available yet; use one of {', '.join(METHODS)}.")
+        if method not in METHODS:
+            raise InputError(f"method={method!r} is not known; use one of {', '.join(METHODS)}.")
+        if order != 1:
+            raise InputError(f"order={order} is not available; use order=1.")
+        if target is not None and decision is not None:
+            raise InputError(f"target={target} and a decision were both given; a decision names its own rivals, leave one of the two out.")
+        if time_limit is not None and not time_limit > 0:
+            raise InputError(f"time_limit={time_limit} must be positive; leave it out for no limit.")
+        if constraints is not None and not isinstance(constraints, ConvexSet) and not callable(constraints):
+            raise InputError(f"constraints: got {type(constraints).__name__}; give a convex set, a function x0 -> set, or None.")
+        self.model = float64_copy(model, device)
+        self.norm, self.constraints, self.method, self.order = Norm.of(norm), constraints, method, order
+        self.target, self.decision, self.time_limit, self.device, self.seed = target, decision, time_limit, device, seed
+        self.feature_names = None if feature_names is None else tuple(feature_names)
+        self._identity = ModelRecord.of(model)
+        self._engines: dict[tuple[int, ...], BoundEngine] = {}
+
+    # ---- the question -----------------------------------------------------------------------------------------------------
+
+    def explain(self, x0: Tensor | ArrayLike, *, quiet: bool = False, progress: Progress | None = None) -> Any:
+        """One `Explanation` for one input (*shape) or (1, *shape); a list of them for a batch (n, *shape), with a progress bar unless `quiet`.
+
+        `progress`, when given, is called with (stage, done, in all) in place of the bar.
+        Raises InputError on a shape the model does not take, NaN, an input outside C, an empty C, a decision that does not stand, and a layer
+        that cannot be bounded.
+        """
+        batch = read_batch(self.model, x0, self._place)
+        decisions = self._decisions(batch)
+        if progress is not None:
+            explanations = self.explain_batch(batch, decisions, progress)
+        else:
+            with progress_bar(quiet or batch.single) as tell:
+                explanations = self.explain_batch(batch, decisions, tell)
+        return explanations[0] if batch.single else explanations
+
+    def attribute(self, inputs: Tensor, target: Any = None, *, baselines: None = None) -> Tensor:
+        """S = λ|a| as a tensor like `inputs` (n, *shape): captum's call.
+
+        target: None or the predicted class explains the decision against its nearest rival, another class the flip towards it; an int, or one
+        per input. Where no allowed change flips the decision, S = 0. Raises InputError when `baselines` are given: there is no baseline here.
+        """
+        if baselines is not None:
+            raise InputError("attribute: baselines have no meaning for this explainer; leave them out.")
+        if not isinstance(inputs, Tensor):
+            raise InputError(f"attribute: got {type(inputs).__name__}; give a tensor (n, *shape), or use explain.")
+        batch = read_batch(self.model, inputs, self._place)
+        found = self.explain_batch(batch, self._decisions(batch, _per_input(target, len(batch))), _silent)
+        scores = np.stack([e.scores for e in found]).reshape(tuple(inputs.shape))
+        return torch.as_tensor(scores, device=inputs.device).to(inputs.dtype if inputs.is_floating_point() else torch.float64)
+
+    @property
+    def _place(self) -> torch.device:
+        return next((p.device for p in self.model.parameters()), torch.device(self.device or "cpu"))
+
+    def _decisions(self, batch: Batch, towards: Sequence[int | None] | None = None) -> list[Decision]:
+        """One standing decision per input; `towards` overrides the explainer's target, and there the predicted class means its nearest rival."""
+        outputs = batch.outputs.cpu().numpy()
+        if self.decision is not None:
+            given = self.decision
+            return decide(batch.outputs, given if isinstance(given, Decision) else [given(y) for y in outputs])
+        chosen = decide(batch.outputs, None)
+        targets = [self.target] * len(batch) if towards is None else towards
+        for i, t in enumerate(targets):
+            winner = int(outputs[i].argmax())
+            if t is not None and not (towards is not None and t == winner):
+                chosen[i] = Decision.rival(winner, t, outputs.shape[1])
+        return chosen
+
+    # ---- the answer -------------------------------------------------------------------------------------------------------
+
+    def explain_batch(self, batch: Batch, decisions: Sequence[Decision], tell: Progress) -> list[Explanation]:
+        """All inputs at once; inputs whose function of constraints returns another set are grouped by set."""
+        sets = [self._set_of(x) for x in batch.flat]
+        for i, (C, x) in enumerate(zip(sets, batch.flat, strict=True)):
+            check_inside(C, x, i)
+        out: list[Explanation | None] = [None] * len(batch)
+        for C, index in _groups(sets):
+            part = Batch(batch.x[index], batch.outputs[index], batch.single)
+            for i, e in zip(index, self._explain_group(part, [decisions[i] for i in index], C, tell), strict=True):
+                out[i] = e
+        return [e for e in out if e is not None]
+
+    def _set_of(self, x: Array) -> ConvexSet | None:
+        if self.constraints is None or isinstance(self.constraints, ConvexSet):
+            return self.constraints
+        C = self.constraints(x)
+        if not isinstance(C, ConvexSet):
+            raise InputError(f"constraints: the function returned {type(C).__name__} instead of a convex set.")
+        return C
+
+    def _explain_group(self, batch: Batch, decisions: list[Decision], C: ConvexSet | None, tell: Progress) -> list[Explanation]:
+        begun, n = time.monotonic(), len(batch)
+        linear = self._linear(batch, decisions, C, tell)
+        witnesses = find_witness(
+            self.model, batch.x, self.norm, C, decisions=decisions, seed=self.seed, device=self.device,
+            budget=Budget(seconds=self.time_limit), progress=lambda done, total: tell("witnesses", done, total),
+        )  # fmt: skip
+        radii = None
+        if self.method != "linear":
+            radii = certified_radius(
+                self._engine(batch.shape), batch.x, self.norm, C, decisions=decisions, method=self.method, upper=witnesses.upper,
+                seconds=self.time_limit, progress=lambda done, total: tell("certified radii", done, total),
+            )  # fmt: skip
+        found = []
+        for i in range(n):
+            radius = None if radii is None else radii[i]
+            found.append(self._explanation(batch, i, decisions[i], C, linear[i], witnesses[i], radius, (time.monotonic() - begun) / n))
+            tell("certificates", i + 1, n)
+        return found
+
+    def _explanation(
+        self, batch: Batch, i: int, decision: Decision, C: ConvexSet | None, linear: _Linear, witness: Witness, radius: CertifiedRadius | None,
+        seconds: float,
+    ) -> Explanation:  # fmt: skip
+        x0, outputs = batch.x[i].cpu().numpy(), batch.outputs[i].cpu().numpy()
+        point = None if np.isinf(witness.upper) else x0 + witness.delta.reshape(x0.shape)
+        certificate, lower, upper = None, 0.0, float(witness.upper)
+        if radius is not None:
+            certificate = Certificate.build(
+                model=self._identity, x0=x0, outputs=outputs, decision=decision, norm=self.norm, parts=(C or Everything()).parts(x0.size),
+                evidence=radius.evidence(), witness=self._evidence(point, x0, witness), method=self.method, seed=self.seed,
+            )  # fmt: skip
+            lower, upper = certificate.lower, certificate.upper
+            row = radius.nearest
+            binding, a, target = row.solution, row.a, row.rival
+        else:
+            binding, a, target = linear.solution, linear.a, linear.rival
+        validity, fraction = linear_validity(linear.radius, lower, upper)
+        reachable = binding is not None and np.isfinite(lower) and np.isfinite(binding.value)
+        scores = float(binding.multipliers["margin"].sum()) * np.abs(a) if reachable and binding is not None else np.zeros(x0.size)
+        return Explanation(
+            x0=x0, norm=self.norm, decision=decision, method=self.method, outputs=outputs, lower=lower, upper=upper, target=target,
+            scores=scores.reshape(x0.shape), multipliers={} if binding is None else dict(binding.multipliers),
+            prices={} if binding is None else dict(binding.prices), witness=point, verdict=Verdict.of(lower, upper), certificate=certificate,
+            linear_radius=linear.radius, linear_validity=validity[0], linear_certified_fraction=float(fraction[0]), seconds=seconds,
+            feature_names=self.feature_names,
+        )  # fmt: skip
+
+    def _evidence(self, point: Array | None, x0: Array, witness: Witness) -> WitnessEvidence | None:
+        if point is None:
+            return None
+        with torch.no_grad():
+            outputs = self.model(torch.as_tensor(point, device=self._place)[None])[0]
+        return WitnessEvidence(point.ravel() - x0.ravel(), outputs.cpu().numpy(), int(witness.rival))
+
+    def _engine(self, shape: tuple[int, ...]) -> BoundEngine:
+        """The network prepared for bounds, once per input shape."""
+        if shape not in self._engines:
+            self._engines[shape] = BoundEngine(self.model, shape, self.device)
+        return self._engines[shape]
+
+    def _linear(self, batch: Batch, decisions: list[Decision], C: ConvexSet | None, tell: Progress) -> list[_Linear]:
+        """Per input, the nearest of the linearised programs min ‖Wδ‖ s.t. ∇m_k·δ + m_k(0) ≤ 0, δ ∈ C."""
+        Q, s, _ = stack(decisions, batch.outputs)
+        a, b = (v.cpu().numpy() for v in linearise(self.model, batch.x, Q, s))
+        out = []
+        for i, (x, decision) in enumerate(zip(batch.flat, decisions, strict=True)):
+            rows = len(decision.shifts)
+            solved = min_norm(a[i, :rows], b[i, :rows], self.norm, C, np.tile(x, (rows, 1)), time_limit=self.time_limit)
+            values = [INF if r.status is Status.INFEASIBLE else r.value for r in solved]
+            k = int(np.argmin(values))
+            out.append(_Linear(float(values[k]), a[i, k], int(decision.rivals[k]), solved[k]))
+            tell("linearised programs", i + 1, len(batch))
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """The binding linearised program of one input: its value (an estimate of v*), row, rival and solution."""
+
+    radius: float
+    a: Array
+    rival: int
+    solution: Solution
+
+
+def _groups(sets: Sequence[ConvexSet | None]) -> Iterator[tuple[ConvexSet | None, list[int]]]:
+    """Positions by set, in order of first appearance."""
+    places: dict[int, list[int]] = {}
+    for i, C in enumerate(sets):
+        places.setdefault(id(C), []).append(i)
+    for index in places.values():
+        yield sets[index[0]], index
+
+
+def _per_input(target: Any, n: int) -> list[int | None]:
+    """captum's targets: None, one int, or one per input."""
+    if target is None or isinstance(target, int | np.integer):
+        return [None if target is None else int(target)] * n
+    try:
+        listed = [int(t) for t in (target.tolist() if isinstance(target, Tensor | np.ndarray) else list(target))]
+    except (TypeError, ValueError):
+        raise InputError(f"attribute: target={target!r:.60} is no class; give an int, or one per input.") from None
+    if len(listed) != n:
+        raise InputError(f"attribute: {len(listed)} targets for {n} inputs; give one, or one each.")
+    return list(listed)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """A line per stage on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bars:
+        lines: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in lines:
+                lines[what] = bars.add_task(what, total=total)
+            bars.update(lines[what], completed=done, total=total)
+
+        yield tell
