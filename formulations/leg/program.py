@@ -1,0 +1,238 @@
+r"""LEG-TV: the piecewise constant map that explains the moments of a function within L.
+
+    min_g ‖Dg‖₁   s.t.   ‖D⁺ᵀ(ȳ − Σg)‖_∞ ≤ L,        ȳ = (1/n) Σ_i (f(x0 + z_i) − f(x0)) z_i
+
+With the edge scheme D⁺ᵀΣ = σ²D, so on the edge differences t = Dg it is  min Σ|t_e|  s.t.  lo_e ≤ t_e ≤ hi_e,  lo = (b − L)/σ², hi = (b + L)/σ², b = D⁺ᵀȳ:
+the dual of a min-cost circulation. g is determined up to a constant; it is given the mean of the empirical LEG Σ⁻¹ȳ.
+
+Weak duality, in each scheme A = D⁺ᵀΣ: for |u| ≤ 1 and any y with Dᵀu = Aᵀy the optimum is at least b·y − L‖y‖₁. For a circulation z (Dᵀz = 0), of the
+edge scheme, the best split of z = u − σ²y gives −Σ φ_e*(z_e), where φ_e(t) = |t| on [lo_e, hi_e] and φ_e*(z) = max over {lo_e, hi_e, nearest to 0} of z t − |t|.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.errors import InputError
+from formulations.leg.grid import Grid, Perturbation
+from formulations.leg.network import Circulation, solve_circulation
+from formulations.norms import Array
+
+SOLVERS = ("flow", "highs", "clarabel")
+
+
+@dataclass(frozen=True, eq=False)
+class LegSolution:
+    """One LEG-TV program solved, with both sides of its optimum.
+
+    map         g (h, w), feasible up to `violation`
+    objective   ‖Dg‖₁: an upper bound of the optimum
+    lower       dual value of `multipliers`: a lower bound of the optimum (of an integral circulation with solver "flow", so exactly feasible)
+    multipliers y (m,) of |A g − b| ≤ L: the optimum at any other level L' is at least lower − ‖y‖₁(L' − L)
+    level       L;  maximal_level: the least L at which the map is constant
+    violation   max over edges of the distance of t = Dg from [lo, hi] (edge scheme), or of |A g − b| from L
+    """
+
+    map: Array
+    objective: float
+    lower: float
+    multipliers: Array
+    level: float
+    maximal_level: float
+    violation: float
+    solver: str
+    seconds: float
+
+    @property
+    def dual_gap(self) -> float:
+        """objective − lower ≥ 0."""
+        return max(self.objective - self.lower, 0.0)
+
+    @property
+    def relative_gap(self) -> float:
+        """dual_gap / objective; 0 where the objective is 0."""
+        return self.dual_gap / self.objective if self.objective > 0 else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class LegProgram:
+    """The data of LEG-TV on one channel: the perturbation that was drawn and the moments ȳ (p,) that came back.
+
+    Raises InputError on moments of another size or that are not finite.
+    """
+
+    perturbation: Perturbation
+    moments: Array
+
+    def __post_init__(self) -> None:
+        y = np.asarray(self.moments, dtype=float).ravel()
+        if len(y) != self.grid.pixels:
+            raise InputError(f"moments: {len(y)} values for a grid of {self.grid.shape}; give one per pixel.")
+        if not np.isfinite(y).all():
+            raise InputError("moments: hold a value that is not finite; check the model's scores.")
+        object.__setattr__(self, "moments", y)
+
+    @property
+    def grid(self) -> Grid:
+        return self.perturbation.grid
+
+    @cached_property
+    def edge_moments(self) -> Array:
+        """b = D⁺ᵀȳ (m,)."""
+        return self.grid.potential_differences(self.moments)
+
+    @cached_property
+    def empirical(self) -> Array:
+        """Σ⁻¹ȳ (h, w): the empirical LEG, the solution at L = 0 up to a constant."""
+        return self.perturbation.solve(self.moments).reshape(self.grid.shape)
+
+    @cached_property
+    def maximal_level(self) -> float:
+        """L_max = ‖b‖_∞: from there on a constant map is optimal (of the padded scheme, the zero map)."""
+        return float(np.abs(self.edge_moments).max())
+
+    def apply(self, g: ArrayLike) -> Array:
+        """A g = D⁺ᵀΣ g (m,), without forming D⁺ or Σ."""
+        v = np.asarray(g, dtype=float).ravel()
+        s2 = self.perturbation.variance
+        if self.perturbation.scheme == "edge":
+            return np.asarray(s2 * (self.grid.D @ v))
+        if self.perturbation.scheme == "independent":
+            return s2 * self.grid.potential_differences(v)
+        return np.asarray(s2 * (self.grid.D @ v + self.grid.potential_differences(np.ones_like(v)) * v.mean()))
+
+    def adjoint(self, y: ArrayLike) -> Array:
+        """Aᵀy (p,)."""
+        v, s2 = np.asarray(y, dtype=float), self.perturbation.variance
+        if self.perturbation.scheme == "edge":
+            return np.asarray(s2 * (self.grid.D.T @ v))
+        if self.perturbation.scheme == "independent":
+            return s2 * self.grid.pseudo_inverse(self.grid.D.T @ v)
+        ones = np.ones(self.grid.pixels)
+        return np.asarray(s2 * (self.grid.D.T @ v + ones * (self.grid.potential_differences(ones) @ v / len(ones))))
+
+    def bounds(self, level: float) -> tuple[Array, Array]:
+        """(lo, hi) of the edge differences, for the edge scheme."""
+        s2 = self.perturbation.variance
+        return (self.edge_moments - level) / s2, (self.edge_moments + level) / s2
+
+    # ---- solving --------------------------------------------------------------------------------------------------------------
+
+    def solve(self, level: float, *, solver: str | None = None, time_limit: float | None = None) -> LegSolution:
+        """The program at L = `level`.
+
+        solver: "flow" (edge scheme: min cuts, exact), "highs" or "clarabel" (the sparse linear program); None picks "flow" where it applies, else "highs".
+        Raises InputError on a negative level, and on "flow" with another scheme.
+        """
+        level, chosen = _level(level), self._solver(solver)
+        begun = time.perf_counter()
+        if level >= self.maximal_level:
+            return self._constant(level, chosen, begun)
+        if chosen == "flow":
+            return self._from_circulation(solve_circulation(self.grid.shape, *self.bounds(level), time_limit=time_limit), level, begun)
+        from formulations.leg.linear import solve_linear
+
+        return self._certified(*solve_linear(self, level, chosen, time_limit), level, chosen, begun)
+
+    def solve_path(self, levels: Sequence[float] | Array, *, time_limit: float | None = None) -> tuple[LegSolution, ...]:
+        """Solutions at every level, in the order given; each starts from its neighbour's flow (edge scheme), from the largest level down."""
+        wanted = np.array([_level(v) for v in levels])
+        order = np.argsort(-wanted, kind="stable")
+        found: dict[int, LegSolution] = {}
+        state: Circulation | None = None
+        for k in order:
+            if self._solver(None) != "flow" or wanted[k] >= self.maximal_level:
+                found[int(k)] = self.solve(float(wanted[k]), time_limit=time_limit)
+                continue
+            begun = time.perf_counter()
+            state = solve_circulation(self.grid.shape, *self.bounds(float(wanted[k])), start=state, time_limit=time_limit)
+            found[int(k)] = self._from_circulation(state, float(wanted[k]), begun)
+        return tuple(found[k] for k in range(len(wanted)))
+
+    def _solver(self, solver: str | None) -> str:
+        if solver is None:
+            return "flow" if self.perturbation.scheme == "edge" else "highs"
+        if solver not in SOLVERS:
+            raise InputError(f"solver={solver!r} is not known; use one of {', '.join(SOLVERS)}.")
+        if solver == "flow" and self.perturbation.scheme != "edge":
+            raise InputError(f"solver='flow' needs the edge scheme, not {self.perturbation.scheme!r}; leave solver out.")
+        return solver
+
+    def _centred(self, g: Array) -> Array:
+        """g (p,) moved to the mean of the empirical LEG; of the padded scheme, where the mean is determined, g itself."""
+        if self.perturbation.scheme != "padded":
+            # plateaus stay exactly flat: one constant is added to equal numbers
+            g = g + (float(self.empirical.mean()) - float(g.mean()))
+        return g.reshape(self.grid.shape)
+
+    def _constant(self, level: float, solver: str, begun: float) -> LegSolution:
+        g = np.zeros(self.grid.pixels)
+        return LegSolution(
+            self._centred(g), 0.0, 0.0, np.zeros(self.grid.edges), level, self.maximal_level, 0.0, solver, time.perf_counter() - begun
+        )
+
+    def _from_circulation(self, c: Circulation, level: float, begun: float) -> LegSolution:
+        lo, hi = self.bounds(level)
+        g = self._centred(c.potentials)
+        t = self.grid.D @ g.ravel()
+        violation = float(np.maximum(np.maximum(lo - t, t - hi), 0.0).max())
+        lower = circulation_value(c.flow, lo, hi)
+        z = c.flow.astype(float)
+        u = np.where(lo > 0, 1.0, np.where(hi < 0, -1.0, np.clip(z, -1.0, 1.0)))  # the best split z = u − σ²y
+        return LegSolution(
+            g,
+            c.objective,
+            lower,
+            (u - z) / self.perturbation.variance,
+            level,
+            self.maximal_level,
+            violation,
+            "flow",
+            time.perf_counter() - begun,
+        )
+
+    def _certified(self, g: Array, u: Array, y: Array, level: float, solver: str, begun: float) -> LegSolution:
+        """Both values from a solver's (g, u, y), made feasible by us: g is drawn towards the empirical LEG, (u, y) repaired and scaled into |u| ≤ 1."""
+        b, centre = self.edge_moments, self.empirical.ravel()
+        excess = float(np.abs(self.apply(g) - b).max()) - level
+        if excess > 0:  # A Σ⁻¹ȳ = b, so a share excess/(excess + L) of the way there suffices
+            g = g + min(1.0, 1.0000001 * excess / (excess + level)) * (centre - g)
+        u = u + self.grid.D @ self.grid.pseudo_inverse(self.adjoint(y) - self.grid.D.T @ u)  # now Dᵀu = Aᵀy
+        scale = 1.0 / max(1.0, float(np.abs(u).max(initial=0.0)))
+        lower = max(0.0, scale * float(b @ y - level * np.abs(y).sum()))
+        violation = max(0.0, float(np.abs(self.apply(g) - b).max()) - level)
+        return LegSolution(
+            self._centred(g), float(np.abs(self.grid.D @ g).sum()), lower, scale * y, level, self.maximal_level, violation, solver,
+            time.perf_counter() - begun,
+        )  # fmt: skip
+
+
+def circulation_value(z: NDArray[np.int64], lo: Array, hi: Array) -> float:
+    """−Σ φ_e*(z_e) of an integral circulation, rounded down: a lower bound of min Σ|t_e| over differences t = Dg with lo ≤ t ≤ hi."""
+    flow, near = z.astype(float), np.clip(0.0, lo, hi)
+    terms = np.minimum(np.minimum(np.abs(lo) - flow * lo, np.abs(hi) - flow * hi), np.abs(near) - flow * near)
+    # |t| − z t is one product and one difference: each term is within 2ε(|z| + 1)max(|lo|, |hi|) of its value; fsum adds without error
+    slack = 4 * np.finfo(float).eps * float(((np.abs(flow) + 1) * np.maximum(np.abs(lo), np.abs(hi))).sum()) if len(z) else 0.0
+    value = math.fsum(terms)
+    return value - slack if value > slack else min(value, 0.0)
+
+
+def theorem_level(shape: tuple[int, int], n: int, epsilon: float = 0.05) -> float:
+    """L = sqrt(2 ‖D⁺‖₁ log(p/ε)/n) of Theorem 1, for scores in [0, 1] and inputs of size at most 1. Conservative; raises InputError on n < 1 or ε ∉ (0, 1)."""
+    grid = Grid(*shape)
+    if n < 1 or not 0 < epsilon < 1:
+        raise InputError(f"theorem_level: n={n} must be at least 1 and epsilon={epsilon} lie between 0 and 1.")
+    return math.sqrt(2 * grid.widest_row() * math.log(grid.pixels / epsilon) / n)
+
+
+def _level(level: float) -> float:
+    if not (np.isfinite(level) and level >= 0):
+        raise InputError(f"level={level} must be a number ≥ 0.")
+    return float(level)
