@@ -226,7 +226,8 @@ def _note(met: list[Any], name: str, layer: nn.Module, given: tuple[Any, ...], _
 def _boundable(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     lib = library()
     before = nn.Linear(prod(shape), prod(shape), dtype=torch.float64)
-    alone = nn.Sequential(nn.Flatten(), before, nn.Unflatten(1, shape), layer, nn.Flatten()).double().eval()
+    unfold = [nn.Unflatten(1, shape)] if len(shape) > 1 else []  # the library does not know one that changes nothing
+    alone = nn.Sequential(nn.Flatten(), before, *unfold, layer, nn.Flatten()).double().eval()
     x = torch.zeros(1, prod(shape), dtype=torch.float64)
     try:
         with float64_default(), torch.no_grad():
@@ -245,11 +246,16 @@ def _forget(net: Any) -> None:
 
 
 def _bytes_per_input(net: Any, dim: int) -> int:
-    """A crude upper estimate of what bounding one input keeps at once: a few matrices (widest bounded layer) × (widest layer)."""
-    sizes = [dim]
+    """A crude upper estimate of what bounding one input keeps at once: a few matrices of (neurons bounded) × (neurons or inputs that they depend on).
+
+    Convolutions keep patches, and a matrix over the inputs only where the region is asked.
+    """
+    largest, wide = 0, dim
     for node in net._modules.values():
-        shape = getattr(node, "output_shape", None)
-        if shape is not None and getattr(node, "inputs", None):
-            sizes.append(prod(int(v) for v in tuple(shape)[1:]) if len(tuple(shape)) > 1 else 1)
-    wide = max(sizes)
-    return 8 * 6 * wide * wide
+        shape = tuple(getattr(node, "output_shape", None) or ())
+        if len(shape) < 2 or not getattr(node, "inputs", None):
+            continue
+        size = prod(int(v) for v in shape[1:])
+        largest = max(largest, size * (dim if len(shape) == 4 else wide))
+        wide = max(wide, size)
+    return 8 * 6 * largest
