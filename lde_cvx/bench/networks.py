@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ class _Normalise(nn.Module):
         return (x - self.mean) / self.deviation
 
 
-def _correct(model: nn.Module, X: Array, y: Array, n: int) -> Tensor:
+def _correct(model: nn.Module, X: Array, y: Any, n: int) -> Tensor:
     x = torch.tensor(X)
     return x[model(x).argmax(1) == torch.tensor(y)][:n]
 
@@ -161,7 +162,7 @@ def _mnist(name: str, cache: Path, n: int, build: Callable[[], nn.Sequential], e
         net = build()
         optimiser = torch.optim.Adam(net.parameters(), 1e-3)
         for _ in range(epochs):
-            for batch in torch.randperm(len(X)).split(128):
+            for batch in torch.split(torch.randperm(len(X)), 128):
                 optimiser.zero_grad()
                 nn.functional.cross_entropy(net(X[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

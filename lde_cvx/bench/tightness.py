@@ -66,7 +66,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
             for norm in case.norms:
                 console.print(f"{case.name}, {Norm.of(norm).label}, {len(case.x)} inputs …")
                 rows += measure(case, norm, device, case.seconds)
-                write_whole(out / "tightness.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+                write_whole(out / "tightness.csv", lambda path, done=tuple(rows): pd.DataFrame(done).to_csv(path, index=False))
     except KeyboardInterrupt:
         console.print("interrupted: the table holds what was measured")
     frame = pd.DataFrame(rows)
@@ -79,6 +79,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Ratio against seconds an input: one panel per norm, one marker per method, one colour per network."""
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
     norms, networks = list(dict.fromkeys(frame["norm"])), list(dict.fromkeys(frame["network"]))
     methods = [m for m in dict.fromkeys(frame["method"]) if m != "witness"]
@@ -93,8 +94,8 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         axis.set(title=norm, xlabel="seconds an input", xscale="log", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("certified lower / witness")
-    handles = [plt.Line2D([], [], color="0.3", marker=m, linestyle="", label=name) for m, name in zip("Xvso*", methods, strict=False)]
-    handles += [plt.Line2D([], [], color=f"C{k}", label=name) for k, name in enumerate(networks)]
+    handles = [Line2D([], [], color="0.3", marker=m, linestyle="", label=name) for m, name in zip("Xvso*", methods, strict=False)]
+    handles += [Line2D([], [], color=f"C{k}", label=name) for k, name in enumerate(networks)]
     figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8)
     figure.tight_layout(rect=(0, 0.16, 1, 1))
     figure.savefig(path, dpi=130)
