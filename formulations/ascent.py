@@ -23,7 +23,7 @@ from formulations.coupling import Coupling
 SMALL = 1e-30
 RELAX = 1.5
 EVERY = 20  # steps between looks at the bound
-CONVERGED = 1e-4  # relative distance of bound and primal estimate at which a row leaves
+CONVERGED = 1e-4  # relative distance of bound and primal estimate, or gain of the bound in three looks, at which a row leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +71,20 @@ def ascend(problem: Problem, steps: int) -> Tensor:
     """Multipliers (R, 1, m) whose bound is the best met, never worse (up to float32) than that of u = 0."""
     size = problem.A.norm(dim=-1, keepdim=True).clamp(min=SMALL)
     now = replace(problem, A=problem.A / size)
-    best = torch.zeros(len(size), 1, now.link.K.shape[0], dtype=size.dtype, device=size.device)
+    best = torch.zeros(len(size), 1, now.link.size, dtype=size.dtype, device=size.device)
     value = now.value(best)
     largest = now.A.abs().amax(-1, keepdim=True).clamp(min=SMALL)
     root = torch.zeros_like(now.radius)
     far, _ = project(now.A * (now.radius.unsqueeze(-1) / largest * 1e3), now.lo, now.hi, now.radius, now.p, root, rounds=12)
-    t = 1.5 * far.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    t = 0.8 * far.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     flat = torch.zeros_like(now.A)
     state = _State(flat, flat, torch.zeros_like(best), torch.zeros_like(best), torch.zeros_like(best), (root,) * (1 + len(now.link.blocks)))
-    active = torch.arange(len(size), device=size.device)
+    active, calm = torch.arange(len(size), device=size.device), torch.zeros_like(value)
     for done in range(0, steps, EVERY):
         count = min(EVERY, steps - done)
         state, x = _run(now, state, t, count)
         split = (x - state.z).norm(dim=-1) + (now.link.apply(state.z) - state.zk).norm(dim=-1)
+        before = value[active]
         estimate = torch.where(split <= 1e-3 * t.squeeze(-1), (now.A * state.z).sum(-1), -torch.inf)
         for candidate in (state.u, state.total / count):
             u = torch.cat([block.feasible(candidate[..., where]) for where, block in now.link.blocks], -1)
@@ -91,12 +92,13 @@ def ascend(problem: Problem, steps: int) -> Tensor:
             better = (new < value[active]).squeeze(-1)
             best[active[better]], value[active[better]] = u[better], new[better]
         tail = value[active]
-        left = ((tail - estimate).abs() > CONVERGED * tail.abs()).squeeze(-1)
+        calm = torch.where(before - tail <= CONVERGED * tail.abs(), calm + 1, 0)
+        left = (((tail - estimate).abs() > CONVERGED * tail.abs()) & (calm < 3)).squeeze(-1)
         if not bool(left.any()):
             break
         if float(left.double().mean()) < 0.8:
             kept = torch.nonzero(left).flatten()
-            now, state, t, active = now.take(kept), state.take(kept), t[kept], active[kept]
+            now, state, t, active, calm = now.take(kept), state.take(kept), t[kept], active[kept], calm[kept]
     result: Tensor = best * size
     return result
 
@@ -106,7 +108,7 @@ def _run(problem: Problem, state: _State, t: Tensor, count: int) -> tuple[_State
     link, roots = problem.link, list(state.roots)
     z, y, zk, u, total, x = state.z, state.y, state.zk, state.u, torch.zeros_like(state.u), state.z
     for _ in range(count):
-        x = ((problem.A - y) * t + z + link.back(zk - u * t)) @ link.inverse
+        x = link.solve((problem.A - y) * t + z + link.back(zk - u * t))
         xr, kr = RELAX * x + (1 - RELAX) * z, RELAX * link.apply(x) + (1 - RELAX) * zk
         z, roots[0] = project(xr + y * t, problem.lo, problem.hi, problem.radius, problem.p, roots[0])
         y = y + (xr - z) / t

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from formulations.norms import INF
 
-TINY = 1e-150  # its square is still a float64
+TINY = {torch.float64: 1e-150, torch.float32: 1e-18}  # a positive number whose square is still one
 
 
 def level(radius: Tensor, p: float) -> Tensor:
@@ -43,7 +43,7 @@ def affine_support(A: Tensor, lo: Tensor, hi: Tensor, radius: Tensor, p: float) 
         with torch.no_grad():
             mu = _multiplier_l2(A, lo, hi, radius).unsqueeze(-1)
         delta = torch.minimum(torch.maximum(A / mu, lo), hi)
-        return (delta * (A - mu / 2 * delta)).sum(-1), torch.where(mu > TINY, mu, 0.0).squeeze(-1).expand(A.shape[:-1])
+        return (delta * (A - mu / 2 * delta)).sum(-1), torch.where(mu > TINY[mu.dtype], mu, 0.0).squeeze(-1).expand(A.shape[:-1])
     base = nearest_to_zero(lo, hi)  # every other point of the box lies further out in each coordinate, so ‖δ‖₁ = ‖base‖₁ + ‖δ − base‖₁
     gain, cap = A.abs(), torch.where(A >= 0, hi - base, base - lo)
     start, spent = (A * base).sum(-1), base.abs()
@@ -68,8 +68,9 @@ def _multiplier_l1(gain: Tensor, cap: Tensor, budget: Tensor) -> Tensor:
 
 def _multiplier_l2(A: Tensor, lo: Tensor, hi: Tensor, radius: Tensor, rounds: int = 60) -> Tensor:
     """μ > 0 with ‖clip(A/μ, lo, hi)‖₂ = r; tiny where the box lies inside the ball."""
-    r = radius.clamp(min=TINY)
-    mu: Tensor = (A.norm(dim=-1) / r).expand(A.shape[:-1]).clamp(min=TINY)
+    tiny = TINY[A.dtype]
+    r = radius.clamp(min=tiny)
+    mu: Tensor = (A.norm(dim=-1) / r).expand(A.shape[:-1]).clamp(min=tiny)
     if bool((lo <= 0).all() and (hi >= 0).all()):
         # Coordinates leave the free set as μ falls and never return, so the fixpoint iteration ends after finitely many rounds.
         cap, size = torch.where(A >= 0, hi, -lo), A.abs()
@@ -78,8 +79,8 @@ def _multiplier_l2(A: Tensor, lo: Tensor, hi: Tensor, radius: Tensor, rounds: in
             left = r * r - torch.where(stopped, cap, 0.0).square().sum(-1)
             free = torch.where(stopped, 0.0, size).norm(dim=-1)
             # nothing is free (the box is inside the ball), or rounding ate the rest of the ball: keep μ
-            new = torch.where(free > 0, torch.where(left > 0, free / left.clamp(min=TINY**2).sqrt(), mu), TINY)
-            new = torch.minimum(new, mu).clamp(min=TINY)
+            new = torch.where(free > 0, torch.where(left > 0, free / left.clamp(min=tiny**2).sqrt(), mu), tiny)
+            new = torch.minimum(new, mu).clamp(min=tiny)
             done = bool((new >= mu * (1 - 1e-15)).all())
             mu = new
             if done:

@@ -107,11 +107,20 @@ class Coupling:
     inverse: Tensor
     blocks: tuple[tuple[slice, Rows | Ball], ...]
 
+    @property
+    def size(self) -> int:
+        """Number of multipliers."""
+        return int(self.K.shape[0])
+
     def apply(self, x: Tensor) -> Tensor:
         return _times(self.K, x)
 
     def back(self, u: Tensor) -> Tensor:
         return _times(self.Kt, u)
+
+    def solve(self, x: Tensor) -> Tensor:
+        """(I + KᵀK)⁻¹ x, row by row."""
+        return x @ self.inverse
 
     def take(self, index: Tensor) -> Coupling:
         return replace(self, blocks=tuple((s, b.take(index)) for s, b in self.blocks))

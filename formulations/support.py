@@ -170,24 +170,27 @@ class Region:
         """A lower bound (n, K) of min { ‖Wδ‖ : a·δ + b ≤ 0, δ ∈ C_i }: +inf when no δ ∈ C_i gets there, 0 when b ≤ 0.
 
         The row falls only where −a·δ ≥ b, and −a·δ ≤ c + μ·ℓ(‖Wδ‖), so ℓ(‖Wδ‖) ≥ (b − c)/μ for every pair (c, μ): Newton's tangents of a concave function,
-        each of them valid, which do not depend on the region's radius.
+        each of them valid, which do not depend on the region's radius. They start from b/‖a‖_*, the answer without C.
         """
         with torch.no_grad():
-            probe = level(self._radii(a, None), self.p).clone()
+            dual = torch.linalg.vector_norm(a / self.scale, {1.0: INF, 2.0: 2.0, INF: 1.0}[self.p], dim=-1)
+            ball = level((b / dual.clamp(min=1e-300)).clamp(min=0), self.p)  # the answer without C
+            probe = torch.minimum(ball, level(self.reach()[:, None].expand_as(b).clamp(max=1e100), self.p))
+            fine = 1e-12 if self.coupling is None else 1e-4  # the bounds of coupled sets are no closer than that to the truth
             best, ceiling = torch.zeros_like(b), level(self.reach()[:, None].expand_as(b), self.p) * (1 + 1e-12)
             for _ in range(rounds or (14 if self.coupling is None else 6)):
                 c, mu = self.affine(-a, radius_at(probe, self.p))
                 gain = b - c
                 tangent = torch.where(mu > 0, gain / mu.clamp(min=1e-300), torch.where(gain > 0, INF, 0.0))
                 tangent = torch.where(tangent > ceiling, INF, tangent)  # no allowed change is that long
-                better = tangent > best * (1 + 1e-12)
+                better = tangent > best * (1 + fine)
                 best = torch.maximum(best, tangent)
                 chord = probe * (b / (c + mu * probe).clamp(min=1e-300)).clamp(0, 1)  # above the root: walk down along the chord to 0
                 probe = torch.where(
                     better & torch.isfinite(best), best, torch.where(torch.isfinite(best), torch.maximum(chord, best), probe)
                 )
                 if not bool((better & torch.isfinite(best)).any()) and bool(
-                    ((c + mu * probe) <= b * (1 + 1e-9)).logical_or(best == INF).all()
+                    ((c + mu * probe) <= b * (1 + 100 * fine)).logical_or(best == INF).all()
                 ):
                     break
             return torch.where(b <= 0, 0.0, radius_at(best, self.p))

@@ -30,6 +30,7 @@ from verification.radius_search import RadiusSearch
 PASSES = 25
 TOLERANCE = 1e-3
 START = 0.85  # of the linearised radius: where CROWN's radius usually lies
+ASCENT = 40  # steps for sets that are no boxes: on the credit polytope 120 gain .1 % of the radius for 2.5 times the time
 FAR = 1e6  # first radius, in units of 1 + ‖x0‖, when nothing else gives a scale
 
 
@@ -71,7 +72,7 @@ def certified_radius(
     n, flat = len(x), x.flatten(1).cpu().numpy()
     parts = relative_parts(constraints, engine.dim, flat, n)
     check_inside(parts, n)
-    region = Region.build(norm, parts, np.zeros(n), engine.dim, count=n, device=x.device)
+    region = Region.build(norm, parts, np.zeros(n), engine.dim, count=n, steps=ASCENT, device=x.device)
     linear = torch.where(real, region.distance(*linearise(engine.model, x, Q, s)), INF)
     owner = torch.nonzero(real)[:, 0] if per_rival else torch.arange(n, device=x.device)
     if per_rival:
