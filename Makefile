@@ -16,10 +16,10 @@ audit: $(VENV)/.installed   ## audit the embedded German credit model and print 
 	$(BIN)/lde audit german_credit --out $(OUT)
 
 test: $(VENV)/.installed-dev browser   ## the test suite (without the slow campaigns)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed-dev browser   ## the long campaigns
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m slow
 
 lint: $(VENV)/.installed-dev   ## ruff: lint and format check
 	$(BIN)/ruff check .
