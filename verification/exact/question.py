@@ -91,7 +91,9 @@ class Question:
         empty = np.flatnonzero(lo > hi + FEASIBILITY)
         if len(empty):
             i = empty[0]
-            raise InputError(f"exact_radius: the constraints leave coordinate {i} no value ({lo[i]:g} > {hi[i]:g}); the set is empty, widen it.")
+            raise InputError(
+                f"exact_radius: the constraints leave coordinate {i} no value ({lo[i]:g} > {hi[i]:g}); the set is empty, widen it."
+            )
         size = np.abs(shifts[0]) + np.abs(weights[0]) @ np.abs(x)
         return Question(weights, (shifts[0] + weights[0] @ x, *shifts[1:]), size, x, decision, norm, parts, run, PullBack(parts))
 

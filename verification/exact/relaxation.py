@@ -24,7 +24,6 @@ values (Higham 2002, §3.1); b is lowered by that error, and by a's error times 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import clarabel
 import numpy as np
@@ -64,7 +63,8 @@ class Relaxation(ConeProgram):
         self.question = question
         self._rhs = self.numbers(np.zeros((0, question.dim)), np.zeros(0), question.parts)[1]
         self._wide = self._A.shape[1]
-        self._sparse = [sp.csr_matrix(W) for W in question.weights]
+        base = self._A.tocoo()
+        self._base = (base.row.astype(np.intp), base.col.astype(np.intp), base.data)
         self._square = question.norm.p == 2.0 and not isinstance(question.norm, GroupNorm)
 
     def bound(self, row: int, bounds: Bounds, splits: Splits, hull: Array, *, time_limit: float | None = None) -> RegionAnswer:
@@ -88,17 +88,10 @@ class Relaxation(ConeProgram):
         lam, walk = self._multipliers(layout, z[at:])
         a, b, error_a, error_b, nus = self._walk(row, bounds, layout, lam, walk)
         slack = float(error_a @ hull) * ROUNDING + error_b
-        ball = Part(
-            "radius", BoxPiece(-hull, hull), "change"
-        )  # no row of the program, but it absorbs the residual of an infeasible region's ray
-        lower = weak_dual_bound(
-            self.question.norm,
-            a[None],
-            np.array([b - slack]),
-            np.ones(1),
-            (*self.question.parts, ball),
-            (*duals[1:], np.zeros((2, self.dim))),
-        ).value
+        # no row of the program, but of the region: it absorbs the residual of an infeasible region's ray where C has no box
+        parts = (*self.question.parts, Part("radius", BoxPiece(-hull, hull), "change"))
+        duals = [*duals[1:], np.zeros((2, self.dim))]
+        lower = weak_dual_bound(self.question.norm, a[None], np.array([b - slack]), np.ones(1), parts, duals).value
         return RegionAnswer(lower, delta, self._score(layout, x, nus))
 
     def minimiser(self, row: int, bounds: Bounds, splits: Splits, *, shift: float = 0.0) -> Array:
@@ -107,32 +100,28 @@ class Relaxation(ConeProgram):
 
     def _solve(self, layout: _Layout, row: int, bounds: Bounds, shift: float, time_limit: float | None) -> tuple[Array, Array]:
         """(x, multipliers of all rows) as the solver returns them; NaN where it returns nothing."""
-        q, width = self.question, self._wide + layout.columns
-        blocks, rhs, cones = [], [self._rhs], list(self._cones[1:])
-        equal, equal_rhs = [], []
-        for layer in range(q.depth):
-            use = layout.z_used[layer]
-            if not len(use):
-                continue
-            W = self._sparse[layer][use]
-            own = sp.csr_matrix((np.ones(len(use)), (np.arange(len(use)), layout.z_at[layer][use] + self._wide)), shape=(len(use), width))
-            equal.append(own - self._spread(W, layer, layout, width))
-            equal_rhs.append(q.shifts[layer][use])
-        if equal:
-            blocks.append(sp.vstack(equal))
-            rhs.append(np.concatenate(equal_rhs))
-            cones.append(clarabel.ZeroConeT(blocks[-1].shape[0]))
-        entries, right = layout.inequalities(bounds)
-        less = sp.csr_matrix((entries[2], (entries[0], entries[1] + self._wide)), shape=(len(right), width))
+        q = self.question
+        entries, rhs, cones, height = [self._base], [self._rhs], list(self._cones[1:]), self._A.shape[0]
+        used = [len(u) for u in layout.z_used]
+        for layer, use in enumerate(layout.z_used):  # z − W h = β
+            entries += [(height + np.arange(len(use)), layout.z_at[layer][use] + self._wide, np.ones(len(use)))]
+            entries += [self._entries(-q.weights[layer][use], layer, layout, height)]
+            rhs.append(q.shifts[layer][use])
+            height += len(use)
+        if sum(used):
+            cones.append(clarabel.ZeroConeT(sum(used)))
+        (rows, columns, values), right = layout.inequalities(bounds)
+        entries.append((rows + height, columns + self._wide, values))
+        height += len(right)
         direction, const = q.margin_row(row)
         scale = float(np.abs(direction).max(initial=0.0)) or max(abs(const), 1.0)
-        last = self._spread(sp.csr_matrix(direction[None] / scale), q.depth, layout, width)
-        blocks += [less, last]
+        entries.append(self._entries(direction[None] / scale, q.depth, layout, height))
         rhs += [right, np.array([-(const + shift) / scale])]
         cones.append(clarabel.NonnegativeConeT(len(right) + 1))
-        base = sp.hstack([self._A, sp.csc_matrix((self._A.shape[0], layout.columns))]) if layout.columns else self._A
-        A = sp.vstack([base, *blocks], format="csc")
-        P = sp.block_diag([self._P, sp.csc_matrix((layout.columns, layout.columns))], format="csc") if layout.columns else self._P
+        i, j, v = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+        A = sp.csc_matrix((v, (i, j)), shape=(height + 1, self._wide + layout.columns))
+        beyond = np.full(layout.columns, self._P.indptr[-1])
+        P = sp.csc_matrix((self._P.data, self._P.indices, np.concatenate([self._P.indptr, beyond])), shape=(A.shape[1], A.shape[1]))
         settings = clarabel.DefaultSettings()
         settings.verbose = False
         for key, number in solver_settings("CLARABEL", time_limit).items():
@@ -149,14 +138,11 @@ class Relaxation(ConeProgram):
             x = np.full(len(x), np.nan)
         return x, z
 
-    def _spread(self, W: Any, layer: int, layout: _Layout, width: int) -> Any:
-        """W (m, n) acting on the inputs of affine map `layer`, over all columns: δ for the first, else the h (or z where active) of the layer before."""
-        W = W.tocoo()
-        if layer == 0:
-            return sp.csr_matrix((W.data, (W.row, W.col)), shape=(W.shape[0], width))
-        at = layout.h_at[layer - 1][W.col]
-        keep = at >= 0
-        return sp.csr_matrix((W.data[keep], (W.row[keep], at[keep] + self._wide)), shape=(W.shape[0], width))
+    def _entries(self, W: Array, layer: int, layout: _Layout, height: int) -> tuple[Index, Index, Array]:
+        """W (m, n) at rows `height` …, acting on what enters affine map `layer`: δ for the first, else the h (the z where active) of the layer before."""
+        at = np.arange(self.dim) if layer == 0 else np.where(layout.h_at[layer - 1] >= 0, layout.h_at[layer - 1] + self._wide, -1)
+        i, j = np.nonzero((W != 0) & (at >= 0))
+        return i + height, at[j], W[i, j]
 
     def _multipliers(self, layout: _Layout, z: Array) -> tuple[float, list[dict[str, Array]]]:
         """(λ, per layer: share ρ, η2 and β as arrays (n_l,)) from the multipliers of the network's rows."""
