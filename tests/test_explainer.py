@@ -1,0 +1,326 @@
+"""The explainer: its numbers obey the theory, its answers hold on the network, its errors name the value and the way out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lde_cvx as lde
+from lde_cvx.models import mlp
+from verification.validity import Validity
+
+DIM, CLASSES = 6, 3
+BOX = lde.Box(0, 1)
+SETS = {
+    "all": None,
+    "box": BOX,
+    "box+tv": BOX & lde.TotalVariation(0.8, shape=(DIM,)),
+    "polytope": lde.Polytope(None, None, equal=(np.ones((1, DIM)), [DIM / 2])) & BOX,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """A random network that answers class 1 at the middle of the box, narrowly."""
+    net = mlp((DIM, 12, 12, CLASSES), seed=3)
+    with torch.no_grad():
+        net[-1].bias += torch.tensor([0.0, 0.06, 0.02]) - net(torch.full((1, DIM), 0.5, dtype=torch.float64))[0]
+    return net
+
+
+@pytest.fixture(scope="module")
+def x0() -> torch.Tensor:
+    return torch.full((DIM,), 0.5, dtype=torch.float64)
+
+
+def outputs(model: nn.Module, z: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.as_tensor(z, dtype=torch.float64)).numpy()
+
+
+def explained(model: nn.Module, x0: Any, **options: Any) -> lde.Explanation:
+    return lde.LagrangeDualExplainer(model, **options).explain(x0)
+
+
+# ---- what the numbers say is true ----------------------------------------------------------------------------------------
+
+
+QUICK = [(1, "box"), (2, "box"), ("inf", "box"), (1, "all"), (2, "all"), ("inf", "all"), (2, "box+tv"), (1, "polytope")]
+TABLE = [pytest.param(p, kind, marks=[] if (p, kind) in QUICK else pytest.mark.slow) for p in (1, 2, "inf") for kind in SETS]
+
+
+@pytest.mark.parametrize(("norm", "kind"), TABLE)
+def test_the_bracket_holds_on_the_network(model: nn.Module, x0: torch.Tensor, norm: Any, kind: str) -> None:
+    C = SETS[kind]
+    e = explained(model, x0, norm=norm, constraints=C)
+    decided = outputs(model, x0[None])[0].argmax()
+    assert 0 < e.lower <= e.upper
+    assert e.gap == pytest.approx((e.upper - e.lower) / e.upper)
+    assert e.witness is not None
+    assert outputs(model, e.witness[None])[0].argmax() != decided
+    assert e.norm.value(e.change) <= e.upper
+    assert C is None or C.relative_to(x0.numpy()).contains(e.change)
+    assert e.certificate.lower == e.lower
+    assert e.certificate.check(model).ok
+    # attack: allowed changes just inside the certified radius, random and towards the witness
+    rng = np.random.default_rng(0)
+    corners = rng.normal(size=(8, DIM))
+    if C is not None:
+        corners = np.array([C.relative_to(x0.numpy()).project(v) for v in corners])
+    points = rng.dirichlet(np.full(9, 0.3), size=300) @ np.vstack([corners, e.change])  # C is convex
+    size = e.norm.value(points)
+    points *= (np.minimum(1, 0.999999 * e.lower / np.maximum(size, 1e-300)))[:, None]  # 0 ∈ C, so shrinking keeps a point in C
+    assert np.all(outputs(model, x0.numpy() + points).argmax(1) == decided)
+
+
+@pytest.mark.parametrize(("norm", "dual"), [(1, np.inf), (2, 2), ("inf", 1)])
+def test_on_a_linear_network_both_sides_meet_the_closed_form(norm: Any, dual: Any) -> None:
+    """v* = min_t m_t/‖∇m_t‖_*, λ = 1/‖∇m‖_*, S = λ|∇m|."""
+    net = nn.Sequential(nn.Linear(DIM, CLASSES)).double()
+    torch.manual_seed(1)
+    x = torch.randn(DIM, dtype=torch.float64)
+    y, W = outputs(net, x[None])[0], net[0].weight.detach().numpy()
+    c = int(y.argmax())
+    slopes = {t: W[c] - W[t] for t in range(CLASSES) if t != c}
+    radii = {t: (y[c] - y[t]) / np.linalg.norm(a, dual) for t, a in slopes.items()}
+    t = min(radii, key=radii.get)
+    e = explained(net, x, norm=norm)
+    assert e.target == t
+    for value in (e.lower, e.upper, e.linear_radius):
+        assert value == pytest.approx(radii[t], rel=1e-6)
+    assert e.linear_certified_fraction == pytest.approx(1, abs=1e-6)
+    assert e.margin_multiplier == pytest.approx(1 / np.linalg.norm(slopes[t], dual), rel=1e-5)
+    np.testing.assert_allclose(e.scores, e.margin_multiplier * np.abs(slopes[t]), rtol=1e-5)
+
+
+def test_scores_are_the_multiplier_times_the_certified_row(model: nn.Module, x0: torch.Tensor) -> None:
+    e = explained(model, x0, constraints=BOX)
+    entry = next(r for r in e.certificate.record["rivals"] if r["rival"] == e.target)
+    (cell,) = entry["cells"]
+    a, lam = np.array([float.fromhex(v) for v in cell["a"][0]]), float.fromhex(cell["lam"][0])
+    np.testing.assert_allclose(e.scores, lam * np.abs(a))
+    assert lam == e.margin_multiplier > 0
+    assert set(e.multipliers) == {"margin", "box"}
+    assert set(e.prices) >= {"box"}
+
+
+def test_a_small_set_is_certified_unreachable(model: nn.Module, x0: torch.Tensor) -> None:
+    e = explained(model, x0, constraints=lde.Box(-1e-3, 1e-3, on="change"))
+    assert e.verdict is lde.Verdict.CERTIFIED_UNREACHABLE
+    assert math.isinf(e.lower)
+    assert math.isinf(e.upper)
+    assert e.witness is None
+    assert e.gap == 0
+    assert not e.scores.any()
+    assert e.certificate.check(model).ok
+
+
+def test_the_linear_method_certifies_nothing(model: nn.Module, x0: torch.Tensor) -> None:
+    e = explained(model, x0, constraints=BOX, method="linear")
+    assert e.lower == 0
+    assert e.certificate is None
+    assert e.upper > 0
+    assert e.linear_radius > 0
+    assert e.linear_validity is not Validity.CERTIFIED
+    assert e.multipliers["margin"].sum() > 0
+    certified = explained(model, x0, constraints=BOX)
+    assert certified.linear_radius == pytest.approx(e.linear_radius, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["ibp", "alpha-crown"])
+def test_other_bounds_are_bounds_too(model: nn.Module, x0: torch.Tensor, method: str) -> None:
+    e = explained(model, x0, constraints=BOX, method=method)
+    assert 0 < e.lower <= e.upper
+    assert e.certificate.check(model).ok
+
+
+def test_weights_of_the_norm_scale_distances(model: nn.Module, x0: torch.Tensor) -> None:
+    plain, doubled = explained(model, x0), explained(model, x0, norm=lde.Norm(2, weights=np.full(DIM, 2.0)))
+    assert doubled.lower == pytest.approx(2 * plain.lower, rel=5e-3)  # the search for the radius stops within 1e-3
+    assert doubled.linear_radius == pytest.approx(2 * plain.linear_radius, rel=1e-6)
+
+
+# ---- decisions and targets ---------------------------------------------------------------------------------------------------
+
+
+def test_a_target_is_the_only_rival(model: nn.Module, x0: torch.Tensor) -> None:
+    anywhere = explained(model, x0, constraints=BOX)
+    decided = int(outputs(model, x0[None])[0].argmax())
+    for t in set(range(CLASSES)) - {decided}:
+        e = explained(model, x0, constraints=BOX, target=t)
+        assert e.target == t
+        assert e.decision.rivals == (t,)
+        assert anywhere.lower <= e.upper
+        if e.witness is not None:
+            y = outputs(model, e.witness[None])[0]
+            assert y[t] >= y[decided]
+
+
+def test_threshold_and_band_decisions() -> None:
+    net = mlp((DIM, 8, 1), seed=0)
+    x = torch.full((DIM,), 0.3, dtype=torch.float64)
+    y = float(outputs(net, x[None])[0, 0])
+    e = explained(net, x, decision=lde.Decision.threshold(0, y - 0.2, 1))
+    assert outputs(net, e.witness[None])[0, 0] <= y - 0.2
+    band = explained(net, x, decision=lambda out: lde.Decision.band(out[0] - 0.1, out[0] + 0.3))
+    assert 0 < band.lower <= band.upper
+    assert abs(outputs(net, band.witness[None])[0, 0] - y) >= 0.1 - 1e-9
+
+
+def test_constraints_may_depend_on_the_input(model: nn.Module) -> None:
+    x = torch.tensor(np.random.default_rng(2).uniform(0.3, 0.7, size=(3, DIM)))
+    seen: list[np.ndarray] = []
+
+    def around(z: np.ndarray) -> lde.ConvexSet:
+        seen.append(z)
+        return lde.Box(z - 0.9, z + 0.9)
+
+    found = lde.LagrangeDualExplainer(model, constraints=around).explain(x, quiet=True)
+    np.testing.assert_allclose(np.stack(seen), x.numpy())
+    for e in found:
+        assert np.abs(e.change).max() <= 0.9 + 1e-9
+        assert 0 < e.lower <= e.upper
+
+
+# ---- shapes, batches, captum's call ---------------------------------------------------------------------------------------------
+
+
+def test_one_input_a_batch_of_one_and_a_batch(model: nn.Module, x0: torch.Tensor) -> None:
+    explainer = lde.LagrangeDualExplainer(model, constraints=BOX)
+    one, row = explainer.explain(x0.float().numpy()), explainer.explain(x0[None])
+    assert isinstance(one, lde.Explanation)
+    assert isinstance(row, lde.Explanation)
+    assert one.lower == row.lower
+    batch = explainer.explain(torch.stack([x0, x0 + 0.1]), quiet=True)
+    assert [type(e) for e in batch] == [lde.Explanation] * 2
+    assert batch[0].upper == one.upper
+    assert batch[0].lower == pytest.approx(one.lower, rel=5e-3)
+
+
+def test_images_keep_their_shape() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    x = torch.rand(1, 4, 4)
+    explainer = lde.LagrangeDualExplainer(net, norm="inf", constraints=BOX)
+    e = explainer.explain(x)
+    assert e.scores.shape == e.x0.shape == (1, 4, 4)
+    assert e.witness is None or e.witness.shape == (1, 4, 4)
+    assert e.names()[5] == "x[0, 1, 1]"
+    assert explainer.attribute(x[None]).shape == (1, 1, 4, 4)
+    assert all(p.dtype == torch.float32 for p in net.parameters()), "the caller's model is left as it was"
+
+
+def test_attribute_is_captums_call(model: nn.Module, x0: torch.Tensor) -> None:
+    explainer = lde.LagrangeDualExplainer(model, constraints=BOX)
+    x = torch.stack([x0, x0 + 0.05]).float()
+    decided = outputs(model, x).argmax(1)
+    free = explainer.attribute(x)
+    assert free.shape == x.shape
+    assert free.dtype == x.dtype
+    assert bool((free >= 0).all())
+    assert bool(free.any())
+    torch.testing.assert_close(explainer.attribute(x, target=decided.tolist()), free)
+    torch.testing.assert_close(explainer.attribute(x, target=torch.tensor(decided)), free)
+    other = [(int(c) + 1) % CLASSES for c in decided]
+    towards = explainer.attribute(x, target=other)
+    single = lde.LagrangeDualExplainer(model, constraints=BOX, target=other[0]).explain(x[0])
+    np.testing.assert_allclose(towards[0].numpy(), single.scores, rtol=2e-2, atol=1e-6)
+    with pytest.raises(lde.InputError, match="baselines"):
+        explainer.attribute(x, baselines=torch.zeros_like(x))  # type: ignore[arg-type]
+    with pytest.raises(lde.InputError, match="3 targets for 2 inputs"):
+        explainer.attribute(x, target=[0, 1, 2])
+
+
+def test_the_record_shows_itself(model: nn.Module, x0: torch.Tensor) -> None:
+    names = [f"<feature {k}>" for k in range(DIM)]
+    e = explained(model, x0, constraints=BOX, feature_names=names)
+    frame = e.to_frame(3)
+    assert list(frame.columns) == ["feature", "value", "score", "witness"]
+    assert frame["score"].is_monotonic_decreasing
+    assert frame["feature"][0] == names[int(e.scores.argmax())]
+    assert f"{e.lower:.4g}" in repr(e)
+    assert "&lt;feature" in e._repr_html_()
+    assert "<feature" not in e._repr_html_()
+    told = e.to_dict()
+    assert told["lower"] == e.lower
+    assert np.shape(told["scores"]) == (DIM,)
+    from lde_cvx.plots import plot_scores, png, svg
+
+    assert png(plot_scores(e)).startswith(b"\x89PNG")
+    assert svg(plot_scores(e)) == svg(plot_scores(e)), "the same data give the same bytes"
+
+
+# ---- errors: one line, the value, the way out ---------------------------------------------------------------------------------
+
+
+class Sorted(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sort(x, dim=1).values
+
+
+BAD_INPUT = {
+    "wrong shape": ({}, np.zeros(DIM + 1), r"shape \(7,\).*6 features"),
+    "NaN": ({}, np.array([0.5, np.nan, 0.5, 0.5, 0.5, 0.5]), r"\[1\] is nan"),
+    "no number": ({}, ["a"] * DIM, "not a number"),
+    "empty": ({}, np.zeros((0, DIM)), r"shape \(0, 6\)"),
+    "infeasible set": ({"constraints": BOX & lde.Box(2, 3, name="far")}, np.full(DIM, 0.5), "empty"),
+    "outside the set": ({"constraints": BOX}, np.full(DIM, 1.5), r"'box' is violated by 0\.5"),
+    "set of another size": ({"constraints": lde.Box(np.zeros(3), np.ones(3))}, np.full(DIM, 0.5), "3 dimensions"),
+    "flipped already": ({"decision": lde.Decision.threshold(0, 1e6, CLASSES)}, np.full(DIM, 0.5), "does not stand"),
+    "no such class": ({"target": 99}, np.full(DIM, 0.5), "99"),
+    "no set returned": ({"constraints": lambda x: 3}, np.full(DIM, 0.5), "int"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_inputs_are_refused_in_one_line(model: nn.Module, case: str) -> None:
+    options, x, words = BAD_INPUT[case]
+    with pytest.raises(lde.InputError, match=words) as caught:
+        lde.LagrangeDualExplainer(model, **options).explain(x, quiet=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_class_that_the_model_answers_already_is_refused(model: nn.Module, x0: torch.Tensor) -> None:
+    decided = int(outputs(model, x0[None])[0].argmax())
+    with pytest.raises(lde.InputError, match=f"already answers class {decided}"):
+        explained(model, x0, target=decided)
+
+
+def test_a_layer_that_cannot_be_bounded_is_named(x0: torch.Tensor) -> None:
+    net = nn.Sequential(nn.Linear(DIM, DIM), Sorted(), nn.Linear(DIM, 2))
+    with pytest.raises(lde.InputError, match=r"(?i)sort") as caught:
+        explained(net, x0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "branching"}, "not available yet; use one of linear, ibp, crown, alpha-crown"),
+        ({"method": "exact"}, "not available yet"),
+        ({"method": "magic"}, "'magic' is not known"),
+        ({"order": 2}, "order=2"),
+        ({"norm": 3}, "p=3"),
+        ({"target": 1, "decision": lde.Decision.threshold(0, 0, CLASSES)}, "target=1"),
+        ({"time_limit": 0}, "time_limit=0"),
+        ({"constraints": 5}, "int"),
+    ],
+)
+def test_bad_options_are_refused_when_they_are_given(model: nn.Module, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(lde.InputError, match=words.replace("(", r"\(")):
+        lde.LagrangeDualExplainer(model, **options)
+
+
+def test_a_broken_model_is_refused(x0: torch.Tensor) -> None:
+    net = mlp((DIM, 2), seed=0)
+    with torch.no_grad():
+        net[0].weight[0, 0] = math.nan
+    with pytest.raises(lde.InputError, match="not finite"):
+        explained(net, x0)
+    with pytest.raises(lde.InputError, match="Module"):
+        lde.LagrangeDualExplainer(lambda x: x)  # type: ignore[arg-type]
