@@ -35,18 +35,18 @@ class Library:
 def library() -> Library:
     """auto_LiRPA, imported once. Raises DependencyError that names the command to install it."""
     _restore_moved_names()
-    handlers, level, filters = list(logging.root.handlers), logging.root.level, list(warnings.filters)
+    handlers, level = list(logging.root.handlers), logging.root.level
     try:
-        import auto_LiRPA
-        import auto_LiRPA.patches
-        import auto_LiRPA.utils
+        with warnings.catch_warnings(record=True):  # it sets filters of its own, and uses what torch deprecates
+            import auto_LiRPA
+            import auto_LiRPA.patches
+            import auto_LiRPA.utils
     except ImportError as error:
         command = INSTALL if (error.name or "").startswith("auto_LiRPA") else f"pip install {error.name}"
         raise DependencyError(f"auto_LiRPA cannot be imported ({error}); install what is missing with: {command}") from error
     finally:
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
-        warnings.filters[:] = filters  # type: ignore[index]
     logging.getLogger("auto_LiRPA.utils").setLevel(logging.CRITICAL)
     _accept_remove_duplicate(auto_LiRPA.BoundedModule)
     return Library(
