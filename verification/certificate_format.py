@@ -16,7 +16,8 @@ is rounded on the way ("inf" where a field allows it; never NaN). `certificate_s
       cells                 leaves of the split tree: path, radius, a (K, d), b, row_of, lam, duals (one list or null per part), w (or null)
         path                list of splits: at ("input" or a layer's name), index, cut, side (−1: ≤ cut, +1: ≥ cut)
         row_of              −1 for a margin row, else the place in the path of the neuron split that the row states
-        relaxation          optional: for the re-derivation of the rows from the weights
+        relaxation          optional: slopes[row][layer] of the margin rows, in their order: one number per neuron of every activation, in the network's
+                            order: the slope of the line that stands for it. For the re-derivation of the rows from the weights; no claim rests on it
     lower, upper, verdict   the claim
     witness                 null, or the flipping input, the outputs there, and the rival that wins
     tolerances              feasibility of the witness (≤ 1e-9), relative reproducibility of the outputs
@@ -116,6 +117,7 @@ class Cell:
     lam: list[float]
     duals: list[list[float] | None]
     w: list[float] | None
+    slopes: list[list[list[float]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Document:
     verdict: Verdict
     feasibility: float
     reproducibility: float
+    shape: tuple[int, ...] = ()
 
 
 def canonical(record: Mapping[str, Any]) -> bytes:
@@ -274,7 +277,7 @@ def parse(record: Mapping[str, Any]) -> Document:
         raise FormatError("tolerances: a tolerance is negative")
     return Document(
         x0, record["input"]["sha256"], outputs, rows, shifts, norm, parts, cells, lower, row_lowers, upper,
-        witness, witness_outputs, Verdict[record["verdict"]], feasibility, reproducibility,
+        witness, witness_outputs, Verdict[record["verdict"]], feasibility, reproducibility, tuple(shape),
     )  # fmt: skip
 
 
@@ -402,7 +405,7 @@ def _matrix(value: Any, dim: int, where: str) -> Rows:
 
 
 def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
-    f = _Fields(value, where, "path radius a b row_of lam duals w relaxation?")  # relaxation: what level B will read; level A does not
+    f = _Fields(value, where, "path radius a b row_of lam duals w relaxation?")
     path = [_split(s, dim, f"{where}.path[{i}]") for i, s in enumerate(f.items("path"))]
     radius, b = f.real("radius", infinite=True), f.reals("b")
     a, lam, row_of = f.table("a", dim), f.reals("lam", len(b)), f.integers("row_of")
@@ -420,7 +423,14 @@ def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
         duals.append(None if dual is None else g.reals("dual", len(part.matrix)))
     if len(value["duals"]) != len(parts):
         raise FormatError(f"{where}.duals: {len(value['duals'])} entries for {len(parts)} parts")
-    return Cell(path, radius, a, b, row_of, lam, duals, None if value["w"] is None else f.reals("w", dim))
+    slopes = []
+    if "relaxation" in value:
+        for r, row in enumerate(f.fields("relaxation", "slopes").items("slopes")):
+            g = _Fields({"row": row}, f"{where}.relaxation.slopes[{r}]", "row")
+            slopes.append([_Fields({"layer": v}, f"{g.where}[{l}]", "layer").reals("layer") for l, v in enumerate(g.items("row"))])
+        if len(slopes) > row_of.count(-1):
+            raise FormatError(f"{where}.relaxation: slopes for {len(slopes)} of {row_of.count(-1)} margin rows")
+    return Cell(path, radius, a, b, row_of, lam, duals, None if value["w"] is None else f.reals("w", dim), slopes)
 
 
 def _split(value: Any, dim: int, where: str) -> Split:

@@ -472,8 +472,10 @@ def _may_lie_in(cell: Cell, z: list[float], length: float, delta: np.ndarray, ma
 # --------------------------------------------------------------------------------------------------------------- entry points
 
 
-def check_record(record: Mapping[str, Any], *, level: str = "A", model_sha256: str | None = None) -> CheckReport:
-    """Checks a decoded certificate. `model_sha256`: the hash of the model that the reader means. Levels "B" and "C" cannot be decided by this version."""
+def check_record(
+    record: Mapping[str, Any], *, level: str = "A", model: str | Path | None = None, model_sha256: str | None = None
+) -> CheckReport:
+    """Checks a decoded certificate. `model`: the model file, for levels "B" and "C"; `model_sha256`: the hash of the model that the reader means."""
     try:
         if record.get("sha256") != self_hash(record):
             return CheckReport(CheckStatus.INVALID, ("sha256: the file's own hash does not match its content",), level)
@@ -488,21 +490,27 @@ def check_record(record: Mapping[str, Any], *, level: str = "A", model_sha256: s
     custom = [p.name for p in doc.parts if p.kind == "custom"]
     if custom and doc.witness is not None:
         undecided.append(f"part '{custom[0]}' is the user's own code: no file can tell whether the witness lies in it")
-    if level != "A":
-        what = {"B": "the rows cannot be re-derived from the weights", "C": "the network cannot be evaluated with outward rounding"}
-        undecided.append(f"level {level}: {what.get(level, 'no such level, use A, B or C')} by this version")
-    status = CheckStatus.INVALID if wrong else CheckStatus.CANNOT_DECIDE if undecided else CheckStatus.VALID
     premises = ("rows: minorants of the margins on their cells, as the bound pass found (level B)", "outputs: as stored (level C)")
+    if level not in ("A", "B", "C") or (level != "A" and model is None):
+        undecided.append(f"level {level}: {'give the model file' if level in ('B', 'C') else 'no such level, use A, B or C'}")
+    elif model is not None and not wrong:
+        from verification.checker_rows import check_model  # levels B and C build on this file
+
+        found = check_model(doc, record["model"], model, level)
+        wrong, undecided, premises = wrong + found.wrong, undecided + found.undecided, found.premises or premises
+    status = CheckStatus.INVALID if wrong else CheckStatus.CANNOT_DECIDE if undecided else CheckStatus.VALID
     return CheckReport(
         status, tuple(wrong or undecided), level, doc.lower, doc.upper, doc.verdict,
         proved=bound_down(least(bounds)), row_proved=tuple(bound_down(b) for b in bounds), premises=premises,
     )  # fmt: skip
 
 
-def check_file(path: str | Path, *, level: str = "A", model_sha256: str | None = None, max_bytes: int = MAX_BYTES) -> CheckReport:
-    """Checks one certificate file; never raises on what the file holds."""
+def check_file(
+    path: str | Path, *, level: str = "A", model: str | Path | None = None, model_sha256: str | None = None, max_bytes: int = MAX_BYTES
+) -> CheckReport:
+    """Checks one certificate file, at level "A", "B" or "C" (the latter two with a model file); never raises on what the files hold."""
     try:
-        report = check_record(read(path, max_bytes), level=level, model_sha256=model_sha256)
+        report = check_record(read(path, max_bytes), level=level, model=model, model_sha256=model_sha256)
     except FormatError as error:
         report = CheckReport(CheckStatus.INVALID, (f"format: {error}",), level)
     return replace(report, path=str(path))
@@ -514,11 +522,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--level", choices=["A", "B", "C"], default="A", help="A: bounds, coverage, witness; B: the rows; C: the outputs")
+    parser.add_argument("--model", help="the model file (.safetensors), for levels B and C; with level A only its hash is compared")
     parser.add_argument("--model-sha256", help="refuse certificates about another model")
     given = parser.parse_args(arguments)
     seen = set()
     for f in given.files:
-        report = check_file(f, level=given.level, model_sha256=given.model_sha256)
+        report = check_file(f, level=given.level, model=given.model, model_sha256=given.model_sha256)
         seen.add(report.status)
         claim = f"  [{report.lower:g}, {report.upper:g}] {report.verdict.name}" if report.verdict and report.ok else ""
         print(f"{f}: {report}{claim}", flush=True)

@@ -38,6 +38,8 @@ class CellEvidence:
     duals    one array per part of C: boxes (2, d) lower/upper, rows and equalities (m,), balls (k,); None where there is none
     w        (d,) in the dual ball; by default what the box multipliers leave
     path     the splits that lead to the cell; row_of: −1 per margin row, else the place in the path of the split that the row states
+    slopes   per margin row, per activation in the network's order, one slope per neuron: of the line that stands for it in the row. They help level B of
+             the checker to derive the same row again; without them it chooses its own
     """
 
     radius: float
@@ -48,6 +50,7 @@ class CellEvidence:
     w: Array | None = None
     path: Sequence[Split] = ()
     row_of: Sequence[int] | None = None
+    slopes: Sequence[Sequence[Array]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +92,15 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
     w = _from_box(a, lam, parts, duals, norm) if cell.w is None else np.asarray(cell.w, dtype=float)
     stored = [None if u is None or p.piece.kind in ("box", "custom") else hexes(np.maximum(u, 0.0) if p.piece.kind == "rows" else u)
               for p, u in zip(parts, duals, strict=True)]  # fmt: skip
-    return {
+    record = {
         "path": [{"at": s.at, "index": s.index, "cut": float(s.cut).hex(), "side": s.side} for s in cell.path],
         "radius": float(cell.radius).hex(), "a": [hexes(row) for row in a], "b": hexes(b),
         "row_of": [-1] * len(b) if cell.row_of is None else [int(j) for j in cell.row_of],
         "lam": hexes(lam), "duals": stored, "w": None if w is None else hexes(w),
     }  # fmt: skip
+    if len(cell.slopes) and all(np.isfinite(v).all() for row in cell.slopes for v in row):
+        record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes]}
+    return record
 
 
 def _from_box(a: Array, lam: Array, parts: Sequence[Part], duals: Sequence[Array | None], norm: Norm | float | str) -> Array | None:
