@@ -32,7 +32,7 @@ its side of the splits, and its bound is +inf; otherwise changes longer than the
 bound is L/‖w‖_* ≤ radius. Else it is 0. +inf is granted only if L stays large enough with every constraint relaxed by the tolerance, so that a set that is
 empty by rounding proves nothing. Row k's bound is the minimum over its cells; what the evidence proves is the minimum over the rows.
 
-Choices of w, tried in turn (the best counts): the stored one (when null: clip(−c, −W, W) at p = 1, else −c); and w = 0. A coordinate where r_i would meet
+Choices of w, tried in turn (the best counts): the stored one (when null: clip(−c, −W, W) at p = 1); −c; and w = 0. A coordinate where r_i would meet
 an infinite side takes w_i = −c_i exactly. lo and hi are read off boxes, rows with one entry, ball rows with one entry, and input splits.
 
 All of this is evaluated in exact rationals: floats are dyadic. Square roots, and quotients that are summed, are rounded to 256 bits, always towards the
@@ -343,12 +343,13 @@ def combine(doc: Document, cell: Cell) -> tuple[list[Rational], Rational, Ration
 
 def choices(norm: NormSpec, stored: list[float] | None, dim: int) -> list[Callable[[int, Rational], Rational]]:
     """The vectors w to try, as functions of (i, c_i)."""
+    tried: list[Callable[[int, Rational], Rational]] = [lambda i, c: -c, lambda i, c: ZERO]
     if stored is not None:
-        return [lambda i, c: exact(stored[i]), lambda i, c: ZERO]
+        return [lambda i, c: exact(stored[i]), *tried]
     if norm.p == "1":
         W = weights(norm, dim)
-        return [lambda i, c: max(-W[i], min(W[i], -c)), lambda i, c: ZERO]
-    return [lambda i, c: -c, lambda i, c: ZERO]
+        return [lambda i, c: max(-W[i], min(W[i], -c)), *tried]
+    return tried
 
 
 def covers(paths: list[list[Split]]) -> bool:
