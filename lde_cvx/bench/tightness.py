@@ -17,15 +17,14 @@ from formulations.norms import Array, Norm
 from lde_cvx.bench.networks import Case, cases
 from lde_cvx.bench.table import show, write_whole
 from verification.attack import find_witness
-from verification.branching import branch_radii
 from verification.lirpa_alone import library_radius
 from verification.model import decide, outputs
 from verification.radius import certified_radius
 
-ALONE, PLAIN, BRANCHING = "auto_LiRPA alone", ("ibp", "crown", "alpha-crown"), "branching"
+ALONE, PLAIN = "auto_LiRPA alone", ("ibp", "crown", "alpha-crown")
 
 
-def measure(case: Case, norm: float | str, device: str, seconds: float) -> list[dict[str, object]]:
+def measure(case: Case, norm: float | str, device: str) -> list[dict[str, object]]:
     """One row per method."""
     x, C = case.x.to(device), case.constraints
     model = case.model.to(device)
@@ -51,8 +50,6 @@ def measure(case: Case, norm: float | str, device: str, seconds: float) -> list[
     for method in PLAIN:
         found = certified_radius(model, x, norm, C, method=method, upper=upper, device=device)
         record(method, found.lower, found.seconds)
-    start = time.perf_counter()
-    record(BRANCHING, branch_radii(model, x, norm, C, upper=upper, seconds=seconds, device=device).lower, time.perf_counter() - start)
     return rows
 
 
@@ -65,12 +62,13 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
         for case in cases(out, quick=quick, tell=tell):
             for norm in case.norms:
                 console.print(f"{case.name}, {Norm.of(norm).label}, {len(case.x)} inputs …")
-                rows += measure(case, norm, device, case.seconds)
-                write_whole(out / "tightness.csv", lambda path, done=tuple(rows): pd.DataFrame(done).to_csv(path, index=False))
+                rows += measure(case, norm, device)
+                write_whole(out / "tightness.csv", pd.DataFrame(rows).to_csv)
     except KeyboardInterrupt:
         console.print("interrupted: the table holds what was measured")
     frame = pd.DataFrame(rows)
     if len(frame):
+        write_whole(out / "tightness.csv", lambda path: frame.to_csv(path, index=False))
         show(frame, "certified lower bound over witness", console)
         console.print(f"{out / 'tightness.csv'}  {write_whole(out / 'tightness.png', lambda path: plot(frame, path))}")
     return frame
