@@ -71,7 +71,8 @@ class MinNormProgram:
         value = float(self.norm.value(delta)) if np.isfinite(delta).all() else INF
         if self.squared and 0 < value < INF:
             lam, duals = lam / value, [u / value for u in duals]
-        lam, duals = _tame(lam, duals)
+        if value == INF:
+            lam, duals = _tame(lam, duals)
         return self._answer(A, b, parts, delta, value, lam, tuple(duals), claim, seconds)
 
     def _answer(
