@@ -141,6 +141,8 @@ def open_folder(folder: Path) -> Path:
         probe = certificates / f".{os.getpid()}.part"
         probe.touch()
         probe.unlink()
+        for killed in certificates.glob(".applicant-*.part"):  # what a killed run was writing
+            killed.unlink(missing_ok=True)
     except OSError as e:
         raise InputError(f"--out {folder}: cannot be written to ({e.strerror or e}); name a folder that is writable.") from None
     return certificates

@@ -24,7 +24,7 @@ SCHEMA = "lde-audit/1"
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """`applicants` are the row numbers of declined rows of the test split; `key` identifies configuration, data, network and version."""
+    """`applicants` are the row numbers of declined rows of the test split; `key` identifies configuration, data, network and source code."""
 
     config: AuditConfig
     config_text: str
@@ -76,9 +76,18 @@ def prepare(source: str | Path, limit: int | None = None) -> Case:
         raise InputError(
             f"{source}: the network declines none of the {len(trained.test_rows)} test rows; check data.declined and the model."
         )
-    parts = (SCHEMA, lde_cvx.__version__, config.sha256, data.sha256, ModelRecord.of(trained.model).sha256)
+    parts = (SCHEMA, source_sha256(), config.sha256, data.sha256, ModelRecord.of(trained.model).sha256)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return Case(config, text, str(source), data, schema, trained, features, declined, tuple(chosen), tuple(skipped), key)
+
+
+def source_sha256() -> str:
+    """Hash of the Python sources of the three packages, paths and contents: what computed the numbers."""
+    root = Path(lde_cvx.__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(p for package in ("formulations", "verification", "lde_cvx") for p in (root / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def applicant_id(row: int) -> str:

@@ -17,7 +17,7 @@ import torch
 
 import lde_cvx
 from formulations.semantic import Categorical, Numeric, Schema
-from lde_cvx.audit_case import SCHEMA, Case, norm_name
+from lde_cvx.audit_case import SCHEMA, Case, norm_name, source_sha256
 from lde_cvx.audit_record import AuditRow
 from verification.certificate import Certificate, ModelRecord
 
@@ -87,7 +87,7 @@ def summarise(case: Case, rows: Sequence[AuditRow], folder: Path, seconds: float
         "command": f"lde audit {case.name} --out {folder}", "certificates_glob": f"{folder}/certificates/*.json", "seed": config.seed,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch threads {torch.get_num_threads()}",
         "config_sha256": config.sha256, "config_text": case.config_text,
-        "versions": sorted(Certificate.load(folder / rows[0].certificate).record["versions"].items()),
+        "versions": [("source sha256", source_sha256()), *sorted(Certificate.load(folder / rows[0].certificate).record["versions"].items())],
     }  # fmt: skip
 
 

@@ -79,7 +79,9 @@ def say(result: AuditResult) -> None:
     ratios = "; ".join(f"{n['label']} lower/upper {n['mean_ratio']:.3f} mean, {n['worst_ratio']:.3f} worst" for n in s["norms"])
     out.print(f"{len(s['applicants'])} applicants: {counts}. {ratios}.", soft_wrap=True)
     if s["totals"]["reused"]:
-        out.print(f"{s['totals']['reused']} certificates of an earlier run of the same audit were re-used.")
+        out.print(
+            f"{s['totals']['reused']} certificates of an earlier run of the same audit were re-used (same configuration, data, network and source)."
+        )
     out.print(
         f"{s['checks']['checked'] - s['checks']['failed']} of {s['checks']['checked']} certificates checked again and valid; {s['seconds']:.0f} s."
     )

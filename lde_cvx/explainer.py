@@ -40,6 +40,7 @@ from verification.validity import linear_validity
 
 METHODS = ("linear", "ibp", "crown", "alpha-crown")
 PLANNED = ("branching", "exact")
+SOLVER = 1e-6  # relative accuracy of the linearised program's value: its validity is asked of the value less this much
 
 Constraints = ConvexSet | Callable[[Array], ConvexSet] | None
 Decide = Decision | Callable[[Array], Decision] | None
@@ -201,7 +202,7 @@ class LagrangeDualExplainer:
             binding, a, target = row.solution, row.a, row.rival
         else:
             binding, a, target = linear.solution, linear.a, linear.rival
-        validity, fraction = linear_validity(linear.radius, lower, upper)
+        validity, fraction = linear_validity(linear.radius * (1 - SOLVER), lower, upper)
         reachable = binding is not None and np.isfinite(lower) and np.isfinite(binding.value)
         scores = float(binding.multipliers["margin"].sum()) * np.abs(a) if reachable and binding is not None else np.zeros(x0.size)
         return Explanation(

@@ -41,6 +41,7 @@ class Explanation:
     witness          x0 + δ, an allowed input that flips the decision in float64; None when none was found
     verdict          what is known; its value is the advice
     linear_radius    value of the linearised program over C; +inf when it has no solution. Not certified: see `linear_validity`
+    linear_validity  of the linearised radius, less 1e-6 of it (the solver's accuracy)
     linear_certified_fraction   largest fraction of it, at most 1, that the bounds certify
     """
 

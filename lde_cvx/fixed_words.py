@@ -40,7 +40,8 @@ NOT_CERTIFIED: tuple[tuple[str, str], ...] = (
     ),
     (
         "The linearised radius",
-        "It is the value of a local linear model. “Validity” says whether the bounds certify it, a witness refutes it, or neither.",
+        "It is the value of a local linear model, to a relative accuracy of 1e-6. “Validity” says whether the bounds certify it to that accuracy, "
+        "a witness refutes it, or neither.",
     ),
     ("Causality", "A change of a feature in the table is not an intervention in the world."),
     ("Fairness", "Nothing here compares groups, and nothing here says that a decision is fair or lawful."),
