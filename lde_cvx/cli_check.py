@@ -23,13 +23,18 @@ def command(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model file: its hash, and the witness's flip, are then checked too.")
     ] = None,
+    level: Annotated[
+        str, typer.Option("--level", help="A: the bounds; B: the rows too, derived again from the model file; C: also the outputs, without rounding.")
+    ] = "A",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check certificates again; exit code 1 when any of them fails."""
     from lde_cvx.checking import check_files
 
+    if level not in ("A", "B", "C") or (level != "A" and model is None):
+        raise InputError(f"--level {level}: levels are A, B and C, and B and C need the model file; name it with --model.")
     paths = expand(files)
-    results = check_files(track(paths, "checking", console=err, transient=True, disable=as_json), model)
+    results = check_files(track(paths, "checking", console=err, transient=True, disable=as_json), model, level)
     if as_json:
         out.print_json(json.dumps([r.to_dict() for r in results]))
     else:
