@@ -491,7 +491,10 @@ def check_record(
     custom = [p.name for p in doc.parts if p.kind == "custom"]
     if custom and doc.witness is not None:
         undecided.append(f"part '{custom[0]}' is the user's own code: no file can tell whether the witness lies in it")
-    premises = ("rows: minorants of the margins on their cells, as the bound pass found (level B)", "outputs: as stored (level C)")
+    premises: tuple[str, ...] = (
+        "rows: minorants of the margins on their cells, as the bound pass found (level B)",
+        "outputs: as stored (level C)",
+    )
     if level not in ("A", "B", "C") or (level != "A" and model is None):
         undecided.append(f"level {level}: {'give the model file' if level in ('B', 'C') else 'no such level, use A, B or C'}")
     elif model is not None and not wrong:

@@ -15,6 +15,7 @@ no rounding. Layers that level B does not know raise `LayerError`, which names t
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -108,11 +109,17 @@ class ModelFile:
 
 
 def read_model(path: str | Path) -> ModelFile:
-    """Reads a model file. Raises FormatError with one line when it is none."""
+    """Reads a model file; the last one stays in memory, for many certificates of one model. Raises FormatError with one line when it is none."""
     try:
-        data = Path(path).read_bytes()
+        stat = Path(path).stat()
+        return _read(str(path), stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise FormatError(f"the model file cannot be read: {error.strerror or error}") from None
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: str, _changed: int, _size: int) -> ModelFile:
+    data = Path(path).read_bytes()
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(len(data) - 8, MAX_HEADER):
         raise FormatError("the model file is no safetensors file")
@@ -403,9 +410,19 @@ def _tuple(v: Any) -> Any:
 
 
 def same_words(told: str, found: list[str]) -> bool:
-    """Do two descriptions name the same layers? Words that change nothing (inplace, a batch norm's bias flag) may be there or not."""
-    plain = [re.sub(r"(, )?inplace=True", "", line).replace("bias=True, track", "track") for line in told.split("\n")]
-    return plain == found
+    """Do two descriptions name the same layers? Words that change nothing (inplace, a batch norm's bias flag) may be there or not.
+
+    A module that is used twice is described once: the lines told may lack one whose layer, under another name, came before.
+    """
+    lines = [re.sub(r"(, )?inplace=True", "", line).replace("bias=True, track", "track") for line in told.split("\n")]
+    at, seen = 0, set[str]()
+    for line in found:
+        if at < len(lines) and lines[at] == line:
+            at += 1
+        elif line.partition(": ")[2] not in seen:
+            return False
+        seen.add(line.partition(": ")[2])
+    return at == len(lines)
 
 
 def to_json(layers: Mapping[str, Any]) -> str:

@@ -1,0 +1,162 @@
+r"""Good multipliers for checker_region.py: heuristics, in float32, of which nothing is believed. It needs numpy only.
+
+The primal-dual hybrid gradient method (Chambolle & Pock 2011) for max A·δ over ball ∩ box ∩ {K δ ∈ S}, on v = Wδ with K's rows of length one:
+
+    v⁺ = P_B(v + τ(A/W − Kᵀu)),    u⁺ = y − σ P_S(y/σ),    y = u + σK(2v⁺ − v)
+
+Every EVERY steps the last u and the mean of the recent ones are tried; the u with the smallest bound met is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from verification.certificate_format import NormSpec
+    from verification.checker_region import Block, Region
+
+STEPS, AGAIN = 150, 50  # from nothing, and from multipliers of a similar region
+EVERY = 25
+Rough = NDArray[Any]
+
+
+class Search:
+    """The search over one region."""
+
+    def __init__(self, region: Region) -> None:
+        self.region, self.p = region, region.norm.p
+        s = region.scale
+        data, row, column = region.K.data, region.K.row, region.K.column
+        length = np.sqrt(np.bincount(row, (data / s[column]) ** 2, minlength=region.K.shape[0]))
+        self.weights = np.where(length > 0, 1 / np.where(length > 0, length, 1), 1.0)
+        for b in region.blocks:
+            if b.norm is not None:  # a ball's rows are scaled together
+                self.weights[b.at] = self.weights[b.at].min()
+        self.K = region.K.scaled(self.weights, 1 / s, np.float32)
+        self.weights = self.weights.astype(np.float32)
+        self.lo, self.hi = (np.nan_to_num(v * s).astype(np.float32) for v in (region.lo, region.hi))
+        x = np.random.default_rng(0).normal(size=(1, region.dim)).astype(np.float32)
+        for _ in range(30):
+            x = self.K.back(self.K.times(x))
+            x /= np.linalg.norm(x) + 1e-30
+        self.gain = 1.05 * math.sqrt(float(np.linalg.norm(self.K.back(self.K.times(x))))) + 1e-30
+
+    def run(self, A: Rough, start: Rough | None) -> Rough:
+        """Multipliers (R, m) for rows A (R, d)."""
+        region = self.region
+        size = np.sqrt(((A / region.scale) ** 2).sum(1, keepdims=True)) + 1e-300
+        a = (A / region.scale / size).astype(np.float32)
+        u = np.zeros((len(A), region.K.shape[0]), np.float32) if start is None else (start / size / self.weights).astype(np.float32)
+        v = np.zeros_like(a)
+        far = self._inside(a * np.float32(1e3 * np.abs(self.hi - self.lo).max()))
+        t = np.sqrt((far**2).mean()).clip(1e-12) * math.sqrt(region.dim) * 0.5
+        tau, sigma = np.float32(t / self.gain), np.float32(1 / (t * self.gain))
+        best, value = u, self._value(a, u)
+        total, count = np.zeros_like(u), 0
+        for step in range(1, (STEPS if start is None or not start.any() else AGAIN) + 1):
+            new = self._inside(v + tau * (a - self.K.back(u)))
+            y = u / sigma + self.K.times(2 * new - v)
+            u = sigma * (y - np.concatenate([_project(b, y[:, b.at], self.weights[b.at]) for b in region.blocks], 1))
+            v, total, count = new, total + u, count + 1
+            if step % EVERY == 0:
+                for candidate in (u, total / np.float32(count)):
+                    bound = self._value(a, candidate)
+                    better = bound < value
+                    best, value = np.where(better[:, None], candidate, best), np.where(better, bound, value)
+                u = best.copy() if step % (2 * EVERY) == 0 else u  # a restart, against swinging
+                total, count = np.zeros_like(u), 0
+        found: Rough = best.astype(np.float64) * self.weights * size
+        return found
+
+    def _value(self, a: Rough, u: Rough) -> Rough:
+        region = self.region
+        real = u.astype(np.float64) * self.weights
+        real = np.concatenate([b.feasible(real[:, b.at]) for b in region.blocks], 1)
+        base = region._base(a.astype(np.float64) * region.scale - region.K.back(real))
+        out: Rough = base + sum(b.sigma(real[:, b.at]) for b in region.blocks)
+        return out
+
+    def _inside(self, v: Rough) -> Rough:
+        """Roughly onto ball ∩ box."""
+        r = self.region.radius
+        x: Rough = np.clip(v, self.lo, self.hi)
+        if not math.isfinite(r) or self.p not in ("1", "2"):
+            return x
+        if self.p == "2":
+            for _ in range(4):
+                length = np.sqrt((x**2).sum(1, keepdims=True)) + np.float32(1e-30)
+                if (length <= r * 1.0001).all():
+                    break
+                v = v * np.minimum(1, np.float32(r) / length)
+                x = np.clip(v, self.lo, self.hi)
+            return x
+        cap = np.where(v > 0, self.hi, -self.lo)
+        theta = np.zeros((len(v), 1), v.dtype)
+        for _ in range(12):
+            left = np.abs(v) - theta
+            inside = np.clip(left, 0, cap)
+            over = inside.sum(1, keepdims=True) - np.float32(r)
+            if (over <= 1e-4 * r).all():
+                break
+            moving = ((left > 0) & (left < cap)).sum(1, keepdims=True)
+            theta = np.maximum(theta + np.where(over > 0, over, np.minimum(over, 0)) / np.maximum(moving, 1), 0)
+        out: Rough = np.sign(v) * inside
+        return out
+
+
+def _project(block: Block, v: Rough, weights: Rough) -> Rough:
+    """Roughly the nearest point of a part's S to v, both multiplied by `weights` row by row."""
+    right = block.right.astype(v.dtype) * weights
+    if block.norm is None:
+        return np.minimum(v, right) if block.kind == "rows" else np.broadcast_to(right, v.shape)
+    return _onto_ball(block.norm, v + right, block.rho, weights) - right
+
+
+def _onto_ball(norm: NormSpec, v: Rough, rho: float, weights: Rough) -> Rough:
+    """Roughly the projection of v = weights·y onto { ‖y‖ ≤ ρ }; balls' weights are all the same."""
+    out: Rough
+    r = np.float32(rho * float(weights[0])) if len(weights) else np.float32(rho)
+    if norm.p == "group":
+        omega = np.array(norm.weights, dtype=v.dtype)
+        out = v.copy()
+        lengths = np.stack([np.sqrt((v[:, g] ** 2).sum(1)) for g in norm.groups], 1) + np.float32(1e-30)
+        theta = _threshold(lengths, omega, r)
+        for k, g in enumerate(norm.groups):
+            out[:, g] *= np.maximum(0, 1 - theta * omega[k] / lengths[:, k : k + 1])
+        return out
+    omega = np.ones(v.shape[1], v.dtype) if norm.weights is None else np.array(norm.weights, dtype=v.dtype)
+    if norm.p == "inf":
+        return np.clip(v, -r / omega, r / omega)
+    if norm.p == "2" and norm.weights is None:
+        out = v * np.minimum(1, r / (np.sqrt((v**2).sum(1, keepdims=True)) + np.float32(1e-30)))
+        return out
+    if norm.p == "2":  # Σ (ω v/(1 + θω²))² = r², by bisection
+        low, high = np.zeros((len(v), 1), v.dtype), np.full((len(v), 1), 1e6, v.dtype)
+        for _ in range(40):
+            theta = (low + high) / 2
+            outside = np.sqrt(((omega * v / (1 + theta * omega**2)) ** 2).sum(1, keepdims=True)) > r
+            low, high = np.where(outside, theta, low), np.where(outside, high, theta)
+        inside = np.sqrt(((omega * v) ** 2).sum(1, keepdims=True)) <= r
+        return np.where(inside, v, v / (1 + high * omega**2))
+    out = np.sign(v) * np.maximum(np.abs(v) - _threshold(np.abs(v), omega, r) * omega, 0)
+    return out
+
+
+def _threshold(size: Rough, omega: Rough, r: Any) -> Rough:
+    """θ ≥ 0 with Σ ω(size − θω)₊ = r, or 0 when it is below r: by sorting."""
+    if (omega == omega.flat[0]).all():
+        t = np.sort(size, axis=1)[:, ::-1] / omega.flat[0]
+        theta = (np.cumsum(t, 1) - r / omega.flat[0] ** 2) / np.arange(1, t.shape[1] + 1, dtype=t.dtype)
+        last = np.maximum((theta < t).sum(1) - 1, 0)
+        return np.asarray(np.maximum(theta[np.arange(len(t)), last][:, None], 0))
+    ratio = size / omega
+    order = np.argsort(-ratio, axis=1)
+    a, w, t = (np.take_along_axis(np.broadcast_to(x, size.shape), order, 1) for x in (omega * size, omega * omega, ratio))
+    theta = (np.cumsum(a, 1) - r) / np.cumsum(w, 1)
+    last = np.maximum((theta < t).sum(1) - 1, 0)
+    out: Rough = np.maximum(np.take_along_axis(theta, last[:, None], 1), 0)
+    return out
