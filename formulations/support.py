@@ -144,6 +144,17 @@ class Region:
             return torch.minimum((own.lengths(far / self.scale) * own.omega).sum(-1), self.limit)
         return torch.minimum(torch.linalg.vector_norm(far, self.p, dim=-1), self.limit)
 
+    def holds_zero(self, tolerance: float = 1e-6) -> Tensor:
+        """Does δ = 0 lie in C_i, up to the tolerance? (n,) booleans. A region without it may be empty, and bounds over nothing say nothing."""
+        inside = (self.lo <= tolerance).all(-1) & (self.hi >= -tolerance).all(-1)
+        if self.coupling is not None:
+            zero = self.lo.new_zeros(self.count, 1, 1)
+            for where, block in self.coupling.blocks:
+                origin = zero.expand(-1, 1, where.stop - where.start)
+                nearest, _ = block.project(origin, self.radius[:, None], zero[..., 0])
+                inside &= (nearest - origin).abs().amax((-2, -1)) <= tolerance
+        return inside
+
     def support(self, A: Tensor, radius: Tensor | None = None) -> Tensor:
         """An upper bound (n, s) of max { A·δ : δ ∈ R_i } for rows A (n, s, d); exact for a ball and a box. `radius` (n, s) replaces r_i row by row.
 

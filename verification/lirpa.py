@@ -1,4 +1,4 @@
-r"""Sound minorants of a network's margins over { ‖Wδ‖ ≤ r_i } ∩ C_i, by auto_LiRPA: the one module that imports it.
+r"""Sound minorants of a network's margins over { ‖Wδ‖ ≤ r_i } ∩ C_i, by auto_LiRPA.
 
 The library relaxes the layers; every linear function it meets on the way is bounded over the region itself by `Region.support`, not over a bigger
 ball or box. To that end its perturbation class is replaced (it ignores boxes at p = 2), and so is its shortcut that answers the first linear layer
@@ -12,9 +12,7 @@ library works, torch's default dtype is float64 (its α tensors ask for it): the
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from enum import Enum
 from math import prod
 from typing import Any
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from formulations.errors import InputError
 from formulations.support import Region
 from verification._lirpa_compat import library
+from verification._lirpa_translate import blame, convert, float64_default, forget
 from verification.minorant import Minorant
 from verification.model import float64_copy, outputs
 
@@ -50,17 +49,6 @@ class BoundMethod(Enum):
         return known[str(name).lower()]
 
 
-@contextlib.contextmanager
-def float64_default() -> Iterator[None]:
-    """torch's default dtype is float64 inside."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 class BoundEngine:
     """Bounds of one network. The caller's model is copied (float64, evaluation mode), never changed.
 
@@ -75,15 +63,15 @@ class BoundEngine:
         self.input_shape, self.dim, self.memory, self.passes = tuple(input_shape), prod(input_shape), memory, 0
         probe = torch.linspace(-1, 1, 2 * self.dim, dtype=torch.float64, device=self.device).reshape(2, *self.input_shape)
         self.outputs = int(outputs(self.model, probe).shape[1])
-        self._bounded = _convert(self.model, probe[:1])
+        self._bounded = convert(self.model, probe[:1])
         self._check_parity(probe)
         self._row_bytes = _bytes_per_input(self._bounded, self.dim)
 
     def rows(self, x0: Tensor, Q: Tensor, s: Tensor, region: Region, method: BoundMethod | str = BoundMethod.CROWN) -> Minorant:
         """Minorants of the margins Q f(x0 + δ) + s on the region, for inputs x0 (n, *shape), Q (n, K, m), s (n, K).
 
-        Inputs are taken in chunks of bounded memory. Raises InputError on shapes that do not fit and on a layer that cannot be bounded, and
-        RuntimeError when a row lies above the network at δ = 0: a region without x0, or a fault of the bound library.
+        Inputs are taken in chunks of bounded memory. Raises InputError on shapes that do not fit, a region without x0 and a layer that cannot be
+        bounded, and RuntimeError when a row lies above the network at δ = 0: a fault of the bound library.
         """
         how, n = BoundMethod.of(method), len(x0)
         if tuple(x0.shape[1:]) != self.input_shape or Q.shape[-1] != self.outputs or region.count != n or region.dim != self.dim:
@@ -91,6 +79,9 @@ class BoundEngine:
                 f"rows: inputs {tuple(x0.shape)}, margin rows {tuple(Q.shape)} and a region of {region.count} × {region.dim} do not fit "
                 f"inputs of shape {self.input_shape} and {self.outputs} outputs."
             )
+        without = torch.nonzero(~region.holds_zero()).flatten()
+        if len(without):
+            raise InputError(f"rows: the region of input {int(without[0])} does not hold x0; an empty region would certify anything.")
         per_input = self._row_bytes * (3 if how is BoundMethod.ALPHA_CROWN else 1)
         width = max(1, int(self.memory // max(per_input, 1)))
         done = [self._chunk(x0[i : i + width], Q[i : i + width], s[i : i + width],
@@ -112,34 +103,32 @@ class BoundEngine:
         if bool((~broken & (b > value + 1e-6 * size)).any()):
             i, k = (int(v) for v in torch.nonzero(~broken & (b > value + 1e-6 * size))[0])
             raise RuntimeError(f"bounds: row {k} of input {i} exceeds its margin at x0 ({float(b[i, k]):g} > {float(value[i, k]):g}); "
-                               "the region does not hold x0, or the bound library is at fault.")  # fmt: skip
+                               "a fault of the bound library.")  # fmt: skip
         nothing = torch.full_like(b, -torch.inf)
         return Minorant(torch.where(broken[..., None], 0.0, a), torch.where(broken, nothing, b), torch.where(broken, nothing, lower))
 
     def _linear_bounds(self, x: Tensor, Q: Tensor, region: Region, how: BoundMethod) -> tuple[Tensor, Tensor]:
         """(A (n, K, d), bias (n, K)) with A·z + bias ≤ Q f(z) for z ∈ x0 + R."""
         net, n, K = self._bounded, len(x), Q.shape[1]
-        root, final = net.input_name[0], net.final_name
         net.repaired = not region.is_box
-        given = library().BoundedTensor(x, _set_perturbation()(x, region))
-        how_called: dict[str, Any] = {"x": (given,), "C": Q, "bound_upper": False}
+        watch = _set_perturbation()(x, region)
+        asked: dict[str, Any] = {"x": (library().BoundedTensor(x, watch),), "C": Q, "bound_upper": False}
         with float64_default(), torch.set_grad_enabled(how is BoundMethod.ALPHA_CROWN):
             try:
-                if how is BoundMethod.IBP:
-                    lower = net.compute_bounds(method="IBP", **how_called)[0]
-                    return torch.zeros(n, K, self.dim, dtype=x.dtype, device=x.device), lower.reshape(n, K)
-                name = "CROWN" if how is BoundMethod.CROWN else "alpha-CROWN"
-                lower, _, found = net.compute_bounds(method=name, return_A=True, needed_A_dict={final: [root]}, **how_called)
-            except (NotImplementedError, AssertionError, AttributeError, TypeError, KeyError, ValueError) as error:
-                raise InputError(_blame(self.model, self.input_shape, error)) from error
+                if how is BoundMethod.ALPHA_CROWN:
+                    net.compute_bounds(method="alpha-CROWN", **asked)
+                    asked["reuse_alpha"] = True
+                watch.last = None
+                lower = net.compute_bounds(method="IBP" if how is BoundMethod.IBP else "CROWN", **asked)[0].reshape(n, K)
+            except (NotImplementedError, AssertionError, AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
+                raise InputError(blame(self.model, self.input_shape, error)) from error
             finally:
-                _forget(net)
-        record = found.get(final, {}).get(root)
-        if record is None or record["lA"] is None:  # every relaxation ends before the input: the margin's bound is a constant
-            return torch.zeros(n, K, self.dim, dtype=x.dtype, device=x.device), lower.reshape(n, K)
-        A = record["lA"].reshape(n, K, self.dim)
-        bias = record["lbias"]
-        return A, torch.zeros(n, K, dtype=x.dtype, device=x.device) if bias is None else bias.reshape(n, K)
+                forget(net)
+        if how is BoundMethod.IBP or watch.last is None:  # nothing linear is left of the input: the bound is a constant
+            return torch.zeros(n, K, self.dim, dtype=x.dtype, device=x.device), lower
+        # The library's own record of the bias (0.3: `lbias`) leaves out what constants in the graph add, so the bias is what the bound is besides A's part.
+        A, part = watch.last
+        return A.reshape(n, K, self.dim), lower - part.reshape(n, K)
 
     def _check_parity(self, probe: Tensor) -> None:
         """The library's graph must compute the same function as the model."""
@@ -161,88 +150,29 @@ def _set_perturbation() -> Any:
             lo, hi = region.hull()
             super().__init__(norm=torch.inf, x_L=x + lo.view_as(x), x_U=x + hi.view_as(x))
             self.region, self.flat = region, x.flatten(1)
+            self.last: tuple[Tensor, Tensor] | None = (
+                None  # (A, its bound over the region) as concretized last: the output's, when a pass has ended
+            )
 
         def concretize_matrix(self, x: Tensor, A: Any, sign: int, extra_constr: Any = None) -> Tensor:
-            if isinstance(A, lib.eyeC) or self.region.is_box:  # the hull is exact for one coordinate, and for a box
+            if isinstance(A, lib.eyeC):  # single coordinates: the hull
                 return super().concretize_matrix(x, A, sign, extra_constr)  # type: ignore[no-any-return]
             rows = A.reshape(A.shape[0], A.shape[1], -1)
-            return torch.einsum("nsd,nd->ns", rows, self.flat) + sign * self.region.support(sign * rows)
+            if self.region.is_box:
+                bound: Tensor = super().concretize_matrix(x, rows, sign, extra_constr)
+            else:
+                bound = torch.einsum("nsd,nd->ns", rows, self.flat) + sign * self.region.support(sign * rows)
+            self.last = rows, bound
+            return bound
 
         def concretize_patches(self, x: Tensor, A: Any, sign: int, extra_constr: Any = None) -> Tensor:
-            if A.identity == 1 or self.region.is_box:
+            if A.identity == 1 or self.region.is_box:  # intermediate bounds only: margins come as matrices
                 return super().concretize_patches(x, A, sign, extra_constr)  # type: ignore[no-any-return]
             matrix = lib.patches_to_matrix(A.patches, x.shape, A.stride, A.padding, A.output_shape, A.unstable_idx)
             bound = self.concretize_matrix(x, matrix, sign)
             return bound if A.unstable_idx is not None else bound.reshape(len(x), A.patches.shape[0], *A.patches.shape[2:4])
 
     return SetPerturbation
-
-
-def _convert(model: nn.Module, probe: Tensor) -> Any:
-    """auto_LiRPA's module, with its first-layer shortcut off where the region is no box. Raises InputError that names the layer it does not know."""
-    lib = library()
-
-    class Bounded(lib.BoundedModule):  # type: ignore[misc, name-defined]
-        repaired = True
-
-        def check_IBP_first_linear(self, node: Any) -> bool:
-            return False if self.repaired else bool(super().check_IBP_first_linear(node))
-
-    options = {
-        "conv_mode": "patches", "sparse_features_alpha": False, "sparse_spec_alpha": False,
-        "optimize_bound_args": {"iteration": 20, "lr_alpha": 0.2, "early_stop_patience": 10},
-    }  # fmt: skip
-    try:
-        with float64_default():
-            return Bounded(model, probe, bound_opts=options, device=probe.device)
-    except Exception as error:  # the library raises whatever the translation trips over
-        raise InputError(_blame(model, tuple(probe.shape[1:]), error)) from error
-
-
-def _blame(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
-    """One line that names the first layer which cannot be bounded on its own, or what the library said."""
-    met: list[tuple[str, nn.Module, tuple[int, ...]]] = []
-    hooks = [module.register_forward_hook(functools.partial(_note, met, name))
-             for name, module in model.named_modules() if not any(module.children())]  # fmt: skip
-    try:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        with torch.no_grad():
-            model(torch.zeros(1, *shape, dtype=torch.float64, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, layer, size in met:
-        if not _boundable(layer, size):
-            return f"model: layer {name!r} ({layer}) cannot be bounded by auto_LiRPA {library().version}; replace it by one that can."
-    detail = (str(error).splitlines() or [""])[0]
-    return f"model: {type(model).__name__} cannot be bounded by auto_LiRPA {library().version} ({type(error).__name__}: {detail})."
-
-
-def _note(met: list[Any], name: str, layer: nn.Module, given: tuple[Any, ...], _: Any) -> None:
-    if given and isinstance(given[0], Tensor) and given[0].is_floating_point():
-        met.append((name or type(layer).__name__, layer, tuple(given[0].shape[1:])))
-
-
-def _boundable(layer: nn.Module, shape: tuple[int, ...]) -> bool:
-    lib = library()
-    before = nn.Linear(prod(shape), prod(shape), dtype=torch.float64)
-    unfold = [nn.Unflatten(1, shape)] if len(shape) > 1 else []  # the library does not know one that changes nothing
-    alone = nn.Sequential(nn.Flatten(), before, *unfold, layer, nn.Flatten()).double().eval()
-    x = torch.zeros(1, prod(shape), dtype=torch.float64)
-    try:
-        with float64_default(), torch.no_grad():
-            net = lib.BoundedModule(alone, x, bound_opts={"conv_mode": "matrix"}, device=x.device)
-            given = lib.BoundedTensor(x, lib.PerturbationLpNorm(norm=torch.inf, x_L=x - 0.1, x_U=x + 0.1))
-            net.compute_bounds(x=(given,), method="CROWN", bound_upper=False)
-    except Exception:  # whatever it raises, the layer is not one it can bound
-        return False
-    return True
-
-
-def _forget(net: Any) -> None:
-    """Drop the matrices that the library keeps on its nodes between passes."""
-    for node in net._modules.values():
-        node.lA = node.uA = None
 
 
 def _bytes_per_input(net: Any, dim: int) -> int:

@@ -22,6 +22,7 @@ from verification.radii import SearchStop
 
 Progress = Callable[[int, int], None]
 COVERS = 1 + 1e-9  # a radius this far beyond the set's reach certainly covers it
+HORIZON = 1e12  # a certified radius beyond which the search climbs no further
 
 
 class RadiusSearch:
@@ -74,7 +75,7 @@ class RadiusSearch:
         up = w >= r
         low, high = torch.where(up, r, torch.maximum(self.low[i], w)), torch.where(up, self.high[i], torch.minimum(self.high[i], r))
         low = torch.minimum(torch.maximum(low, self.low[i]), high)
-        done = (up & covers) | (high - low <= tolerance * low) | (high < 1e-12)
+        done = (up & covers) | (high - low <= tolerance * low) | (high < 1e-12) | (low > HORIZON)
         gap, (r0, gap0) = w - r, self.last[:, i]
         secant = r + gap * (r - r0) / (gap0 - gap)
         middle = low + (high - low) / 2
@@ -83,7 +84,7 @@ class RadiusSearch:
         inside = torch.minimum(torch.maximum(secant, low + edge), high - edge)
         inside = torch.where(low > 0, inside, torch.where(high < torch.inf, high / 4, inside))  # nothing certified yet: by factors
         # no upper end yet: the whole set when the rows never fall, else most of the way to where they do
-        ahead = torch.where(torch.isfinite(w), r + 0.7 * (w - r), torch.where(torch.isfinite(self.reach[i]), self.reach[i], 4 * r))
+        ahead = torch.where(torch.isfinite(w), r + 0.7 * (w - r), torch.where(torch.isfinite(self.reach[i]), self.reach[i], 100 * r))
         ahead = torch.minimum(torch.maximum(ahead, 1.05 * r), self.reach[i])
         self.r[i] = torch.where(torch.isfinite(high), inside, ahead)
         self.low[i], self.high[i] = low, high
