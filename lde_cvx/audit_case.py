@@ -36,6 +36,7 @@ class Case:
     declined: int
     applicants: tuple[int, ...]
     skipped: tuple[tuple[str, str], ...]
+    limit: int | None
     key: str
 
     @property
@@ -78,7 +79,7 @@ def prepare(source: str | Path, limit: int | None = None) -> Case:
         )
     parts = (SCHEMA, source_sha256(), config.sha256, data.sha256, ModelRecord.of(trained.model).sha256)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return Case(config, text, str(source), data, schema, trained, features, declined, tuple(chosen), tuple(skipped), key)
+    return Case(config, text, str(source), data, schema, trained, features, declined, tuple(chosen), tuple(skipped), limit, key)
 
 
 def source_sha256() -> str:

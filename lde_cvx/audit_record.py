@@ -54,7 +54,6 @@ class AuditRow:
     advice: str
     certificate: str
     check: str
-    seconds: float
     reused: bool = False
 
     @property

@@ -13,7 +13,7 @@ from lde_cvx.audit_record import AuditRow, Move, Price
 from lde_cvx.explanation import Explanation
 from verification.checker import Verdict
 
-NOISE = 1e-6  # multipliers below this, in standardised units, are solver noise and not active constraints
+NOISE = 1e-6  # in standardised units: multipliers below this are no active constraints, changes below this are left to the certificate file
 
 
 def audit_row(schema: Schema, e: Explanation, data_row: int, name: str, norm: str, declined: int, certificate: str) -> AuditRow:
@@ -25,7 +25,7 @@ def audit_row(schema: Schema, e: Explanation, data_row: int, name: str, norm: st
         linear_radius=e.linear_radius, linear_validity=e.linear_validity.name.lower(), linear_certified_fraction=e.linear_certified_fraction,
         lower=e.lower, upper=e.upper, gap=e.gap, multiplier=e.margin_multiplier if reachable else math.nan,
         prices=prices(schema, e.multipliers) if reachable else (), sensitivities=sensitivities, witness=moves(schema, e),
-        verdict=e.verdict.name, advice=e.verdict.value, certificate=certificate, check="not yet checked", seconds=e.seconds,
+        verdict=e.verdict.name, advice=e.verdict.value, certificate=certificate, check="not yet checked",
     )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def moves(schema: Schema, e: Explanation) -> tuple[Move, ...] | None:
     """What the witness changes, in original units."""
     if e.witness is None:
         return None
-    changed: list[Any] = list(schema.changes(e.x0.ravel(), e.witness.ravel()))
+    changed: list[Any] = list(schema.changes(e.x0.ravel(), e.witness.ravel(), at_least=NOISE))
     return tuple(Move(c.column, f"{c.before}{_unit(c)}", f"{c.after}{_unit(c)}{' (relaxed)' if c.relaxed else ''}") for c in changed)
 
 

@@ -35,7 +35,7 @@ def example_row(k: int, norm: str, label: str, verdict: str = "BRACKETED") -> Au
         sensitivities=dict(zip(FEATURES, map(float, rng.dirichlet(np.ones(len(FEATURES)))), strict=True)) if reachable else {},
         witness=(Move("duration", "48 months", "31.5 months"), Move("checking_status", "<0", "62 % <0, 38 % 0<=X<200")) if verdict == "BRACKETED" else None,
         verdict=verdict, advice="No allowed change flips the decision.", certificate=f"certificates/applicant-{k:04d}-{norm}.json",
-        check="valid", seconds=0.2,
+        check="valid",
     )  # fmt: skip
 
 
