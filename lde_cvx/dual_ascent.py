@@ -210,7 +210,8 @@ class _Task:
         z = (self.x + delta).requires_grad_(True)
         with torch.enable_grad():
             picked: Tensor = self.net(z.view(-1, *self.shape)).gather(1, target[:, None])
-            return torch.autograd.grad(picked.sum(), z)[0]
+            (g,) = torch.autograd.grad(picked.sum(), z)
+        return g.detach()
 
     def objective(self, delta: Tensor) -> Tensor:
         return delta.abs().sum(1) if self.p == 1 else 0.5 * delta.square().sum(1)
@@ -229,7 +230,9 @@ class _Task:
         """‖δ − prox(δ − sλ∇h)‖/‖δ‖ with s = 1 at p = 2 and the size of δ at p = 1; 0 exactly at KKT points."""
         reach = delta.norm(dim=1).clamp(min=1e-300)
         sigma = torch.zeros_like(lam) if self.p == 2 else 1 / delta.abs().amax(1).clamp(min=1e-12)
-        return (delta - self.shift(delta, lam[:, None] * a, sigma, who)).norm(dim=1) / reach
+        still: Tensor = delta - self.shift(delta, lam[:, None] * a, sigma, who)
+        share: Tensor = still.square().sum(1).sqrt() / reach
+        return share
 
 
 def _ascend(task: _Task, penalty: float, step: float, outer: int, inner: int, tolerance: float) -> tuple[_State, DualAscentHistory]:
