@@ -59,6 +59,10 @@ _HOME = {
     "Decision": "verification.decision",
     "certified_radius": "verification.radius",
     "find_witness": "verification.attack",
+    "exact_radius": "verification.exact",
+    "LEG": "lde_cvx.leg",
+    "LEGTV": "lde_cvx.leg",
+    "RateDistortion": "lde_cvx.rate_distortion",
     "Certificate": "verification.certificate",
     "LagrangeDualExplainer": "lde_cvx.explainer",
     "Explanation": "lde_cvx.explanation",
@@ -77,11 +81,14 @@ if TYPE_CHECKING:
     from formulations.status import Status
     from lde_cvx.explainer import LagrangeDualExplainer
     from lde_cvx.explanation import Explanation
+    from lde_cvx.leg import LEG, LEGTV
     from lde_cvx.models import load_model
+    from lde_cvx.rate_distortion import RateDistortion
     from verification.attack import find_witness
     from verification.certificate import Certificate
     from verification.checker import Verdict
     from verification.decision import Decision
+    from verification.exact import exact_radius
     from verification.radius import certified_radius
 
 

@@ -13,14 +13,26 @@ if TYPE_CHECKING:
     from verification.certificate import Certificate
     from verification.checker import CheckReport, CheckStatus, Verdict, check_file
     from verification.decision import Decision
+    from verification.exact import exact_radius
     from verification.radius import certified_radius
 
 _HOMES = {
     "Certificate": "certificate", "CheckReport": "checker", "CheckStatus": "checker", "Decision": "decision", "Verdict": "checker",
-    "certified_radius": "radius", "check_file": "checker", "find_witness": "attack",
+    "certified_radius": "radius", "check_file": "checker", "exact_radius": "exact",
+    "find_witness": "attack",
 }  # fmt: skip
 
-__all__ = ["Certificate", "CheckReport", "CheckStatus", "Decision", "Verdict", "certified_radius", "check_file", "find_witness"]
+__all__ = [
+    "Certificate",
+    "CheckReport",
+    "CheckStatus",
+    "Decision",
+    "Verdict",
+    "certified_radius",
+    "check_file",
+    "exact_radius",
+    "find_witness",
+]
 
 
 def __getattr__(name: str) -> Any:
