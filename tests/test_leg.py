@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -421,8 +420,7 @@ def test_large_grids_close_the_gap(size: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("LDE_DATA" not in os.environ, reason="LDE_DATA does not name the folder of real data")
-def test_released_numbers_of_a_50_point_path() -> None:
+def test_a_50_point_path_closes_every_gap() -> None:
     p = program((28, 28), 0)
     path = p.solve_path(np.geomspace(0.98, 0.05, 50) * p.maximal_level)
     one = p.solve(0.1 * p.maximal_level)
