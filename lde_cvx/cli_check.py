@@ -24,7 +24,10 @@ def command(
         Path | None, typer.Option("--model", "-m", help="Model file: its hash, and the witness's flip, are then checked too.")
     ] = None,
     level: Annotated[
-        str, typer.Option("--level", help="A: the bounds; B: the rows too, derived again from the model file; C: also the outputs, without rounding.")
+        str,
+        typer.Option(
+            "--level", help="A: the bounds; B: the rows too, derived again from the model file; C: also the outputs, without rounding."
+        ),
     ] = "A",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
