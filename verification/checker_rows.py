@@ -30,6 +30,8 @@ from verification.checker_region import Region
 
 __all__ = ["Findings", "check_model", "check_outputs", "check_rows"]
 
+MOST = 9  # reasons of one kind that are told
+
 
 def check_model(doc: Document, told: Mapping[str, str], path: str | Path, level: str) -> Findings:
     """Levels B and C with a model file; at level A only that the file is the certificate's model. `told`: the certificate's sha256 and architecture."""
@@ -59,8 +61,8 @@ def check_model(doc: Document, told: Mapping[str, str], path: str | Path, level:
     for each, check in (("B", check_rows), ("C", check_outputs)):
         if level >= each:
             one = check(doc, network)
-            out.wrong += one.wrong
-            out.undecided += [f"level {each}: {why}" for why in one.undecided]
+            out.wrong += _first(one.wrong)
+            out.undecided += _first([f"level {each}: {why}" for why in one.undecided])
     if level == "A":
         return out
     premises = [] if level == "C" else ["outputs: as stored (level C)"]
@@ -68,6 +70,11 @@ def check_model(doc: Document, told: Mapping[str, str], path: str | Path, level:
         premises.append("layers: wired as the model file says")
     out.premises = tuple(premises)
     return out
+
+
+def _first(reasons: list[str]) -> list[str]:
+    """A tree of splits may fail thousands of times."""
+    return reasons if len(reasons) <= MOST else [*reasons[:MOST], f"… and {len(reasons) - MOST} more of the kind"]
 
 
 def check_rows(doc: Document, network: Network) -> Findings:

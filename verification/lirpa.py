@@ -87,10 +87,13 @@ class BoundEngine:
         done = [self._chunk(x0[i : i + width], Q[i : i + width], s[i : i + width],
                             region if width >= n else region.take(range(i, min(i + width, n))), how) for i in range(0, n, width)]  # fmt: skip
         self.passes += 1
-        return done[0] if len(done) == 1 else Minorant(*(torch.cat([getattr(m, f) for m in done]) for f in ("a", "b", "lower")))
+        if len(done) == 1:
+            return done[0]
+        slopes = tuple(torch.cat(v) for v in zip(*(m.slopes for m in done), strict=False))
+        return Minorant(*(torch.cat([getattr(m, f) for m in done]) for f in ("a", "b", "lower")), slopes)
 
     def _chunk(self, x: Tensor, Q: Tensor, s: Tensor, region: Region, how: BoundMethod) -> Minorant:
-        a, b = self._linear_bounds(x, Q, region, how)
+        a, b, slopes = self._linear_bounds(x, Q, region, how)
         a, b = a.detach(), b.detach() + s
         flat = x.flatten(1)
         b = b + torch.einsum("nkd,nd->nk", a, flat)  # rows over the input become rows over the change
@@ -105,10 +108,10 @@ class BoundEngine:
             raise RuntimeError(f"bounds: row {k} of input {i} exceeds its margin at x0 ({float(b[i, k]):g} > {float(value[i, k]):g}); "
                                "a fault of the bound library.")  # fmt: skip
         nothing = torch.full_like(b, -torch.inf)
-        return Minorant(torch.where(broken[..., None], 0.0, a), torch.where(broken, nothing, b), torch.where(broken, nothing, lower))
+        return Minorant(torch.where(broken[..., None], 0.0, a), torch.where(broken, nothing, b), torch.where(broken, nothing, lower), slopes)
 
-    def _linear_bounds(self, x: Tensor, Q: Tensor, region: Region, how: BoundMethod) -> tuple[Tensor, Tensor]:
-        """(A (n, K, d), bias (n, K)) with A·z + bias ≤ Q f(z) for z ∈ x0 + R."""
+    def _linear_bounds(self, x: Tensor, Q: Tensor, region: Region, how: BoundMethod) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """(A (n, K, d), bias (n, K), slopes) with A·z + bias ≤ Q f(z) for z ∈ x0 + R."""
         net, n, K = self._bounded, len(x), Q.shape[1]
         net.repaired = not region.is_box
         watch = _set_perturbation()(x, region)
@@ -120,15 +123,16 @@ class BoundEngine:
                     asked["reuse_alpha"] = True
                 watch.last = None
                 lower = net.compute_bounds(method="IBP" if how is BoundMethod.IBP else "CROWN", **asked)[0].reshape(n, K)
+                slopes = _slopes(net, n, K) if how is BoundMethod.ALPHA_CROWN or region.coupling is not None else ()
             except (NotImplementedError, AssertionError, AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
                 raise InputError(blame(self.model, self.input_shape, error)) from error
             finally:
                 forget(net)
         if how is BoundMethod.IBP or watch.last is None:  # nothing linear is left of the input: the bound is a constant
-            return torch.zeros(n, K, self.dim, dtype=x.dtype, device=x.device), lower
+            return torch.zeros(n, K, self.dim, dtype=x.dtype, device=x.device), lower, ()
         # The library's own record of the bias (0.3: `lbias`) leaves out what constants in the graph add, so the bias is what the bound is besides A's part.
         A, part = watch.last
-        return A.reshape(n, K, self.dim), lower - part.reshape(n, K)
+        return A.reshape(n, K, self.dim), lower - part.reshape(n, K), slopes
 
     def _check_parity(self, probe: Tensor) -> None:
         """The library's graph must compute the same function as the model."""
@@ -173,6 +177,20 @@ def _set_perturbation() -> Any:
             return bound if A.unstable_idx is not None else bound.reshape(len(x), A.patches.shape[0], *A.patches.shape[2:4])
 
     return SetPerturbation
+
+
+def _slopes(net: Any, n: int, K: int) -> tuple[Tensor, ...]:
+    """Per activation (n, K, neurons): coefficient after the pass went through it over coefficient before, 0 where there is none; () when these are not kept."""
+    out = []
+    for node in net._modules.values():
+        if type(node).__name__ not in ("BoundRelu", "BoundLeakyRelu", "BoundTanh", "BoundSigmoid"):
+            continue
+        before, after = node.lA, node.inputs[0].lA
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.shape != after.shape or len(node.inputs[0].output_name) != 1:
+            return ()
+        slope = torch.where(before == 0, 0.0, after / torch.where(before == 0, 1.0, before)).detach()
+        out.append(slope.transpose(0, 1).reshape(n, K, -1))
+    return tuple(out)
 
 
 def _bytes_per_input(net: Any, dim: int) -> int:

@@ -26,6 +26,7 @@ class CertifiedRow:
     """One margin row of one input: ``a·δ + b ≤ m_k(δ)`` for the δ ∈ C with ‖Wδ‖ ≤ radius (inf: on all of C), and the exact program min ‖Wδ‖ s.t. a·δ + b ≤ 0.
 
     lower = min(radius, solution.lower): no δ ∈ C nearer than that makes this row fall. Without bounds, `solution` is None and lower is 0.
+    slopes: of the lines in the row, activation by activation, where a certificate needs them.
     """
 
     rival: int
@@ -34,12 +35,14 @@ class CertifiedRow:
     b: float
     solution: Solution | None
     lower: float
+    slopes: tuple[Array, ...] = ()
 
     def evidence(self, method: str) -> RivalEvidence:
         """The row with its multipliers, as a certificate takes it."""
         if self.solution is None:
             return RivalEvidence((), method)
-        cell = CellEvidence(self.radius, self.a, np.array([self.b]), self.solution.multipliers["margin"], self.solution.duals)
+        cell = CellEvidence(self.radius, self.a, np.array([self.b]), self.solution.multipliers["margin"], self.solution.duals,
+                            slopes=[self.slopes] if self.slopes else ())  # fmt: skip
         return RivalEvidence((cell,), method)
 
 

@@ -85,7 +85,8 @@ def certified_radius(
     search = RadiusSearch(engine, x[owner], Q, s, search_region, how, start)
     stop = search.run(tolerance, max_passes, seconds, progress)
     a, b, radius = (_by_input(v, real, per_rival) for v in (search.a, search.b, search.radius[:, None].expand_as(search.b)))
-    rows = _solve(a, b, radius, real.cpu().numpy(), chosen, norm, constraints, flat, jobs)
+    slopes = [_by_input(v, real, per_rival) for v in search.slopes]
+    rows = _solve(a, b, slopes, radius, real.cpu().numpy(), chosen, norm, constraints, flat, jobs)
     name = how.name.lower().replace("_", "-")
     items = tuple(CertifiedRadius(tuple(r), float(v), name) for r, v in zip(rows, linear.amin(1), strict=True))
     return CertifiedRadii(items, norm, name, engine.passes - before, time.monotonic() - begun, stop)
@@ -134,7 +135,7 @@ def _by_input(v: Tensor, real: Tensor, per_rival: bool) -> Array:
 
 
 def _solve(
-    a: Array, b: Array, radius: Array, real: Array, decisions: Sequence[Decision], norm: Norm,
+    a: Array, b: Array, slopes: Sequence[Array], radius: Array, real: Array, decisions: Sequence[Decision], norm: Norm,
     constraints: ConvexSet | None, flat: Array, jobs: int,
 ) -> list[list[CertifiedRow]]:  # fmt: skip
     """The exact program of every row that is a bound."""
@@ -148,7 +149,8 @@ def _solve(
         for k, rival in enumerate(decision.rivals):
             solution = found.get((i, k))
             lower = 0.0 if solution is None else max(0.0, min(float(radius[i, k]), solution.lower))
-            rows.append(CertifiedRow(int(rival), float(radius[i, k]), a[i, k], float(b[i, k]), solution, lower))
+            lines = tuple(v[i, k] for v in slopes)
+            rows.append(CertifiedRow(int(rival), float(radius[i, k]), a[i, k], float(b[i, k]), solution, lower, lines))
         out.append(rows)
     return out
 
