@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from dataclasses import dataclass
@@ -68,9 +69,15 @@ def solver_settings(solver: str, time_limit: float | None) -> dict[str, Any]:
 def check_solver(solver: str) -> str:
     """The solver's name as CVXPY spells it. Raises InputError when it is not installed."""
     name = solver.upper()
-    if name not in cp.installed_solvers():
-        raise InputError(f"solver={solver!r} is not installed; installed are {', '.join(cp.installed_solvers())}.")
+    if name not in _installed():
+        raise InputError(f"solver={solver!r} is not installed; installed are {', '.join(_installed())}.")
     return name
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    """Asking CVXPY costs several ms: as much as a small solve."""
+    return tuple(cp.installed_solvers())
 
 
 def run(problem: Any, *, solver: str = DEFAULT_SOLVER, time_limit: float | None = None) -> Outcome:

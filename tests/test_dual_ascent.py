@@ -132,7 +132,7 @@ def test_relu_networks_come_to_the_boundary():
     """Kinks leave a residual (one gradient is not the subdifferential), never a margin; plain ascent circles, the penalty does not."""
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)).double()
-    x = inputs(10, 30)
+    x = inputs(10, 20)
     r, plain = dual_ascent(model, x), dual_ascent(model, x, penalty=0.0)
     assert (np.abs(r.margin) <= 1e-3).mean() >= 0.95
     assert np.abs(r.margin).max() <= np.abs(plain.margin).max() + 1e-6

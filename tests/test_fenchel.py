@@ -35,7 +35,7 @@ def test_conjugate_dual_is_the_lagrange_dual(name, norm):
     C = PIECED[name]
     a, b, x0 = program(C)
     lagrange = min_norm(a, b, norm, C, x0)[0]
-    for method in ("conic", "splitting"):
+    for method in ("conic", "splitting") if norm.p == 2 else ("splitting",):
         s = fenchel_min_norm(a, b, norm, C, x0, method=method, tolerance=1e-7)
         assert s.value == pytest.approx(lagrange.value, abs=1e-6)
         assert s.lower == pytest.approx(lagrange.lower, abs=1e-6)
