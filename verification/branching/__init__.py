@@ -1,0 +1,16 @@
+r"""Branch and bound for ReLU chains: the radius itself, or a bracket of it, for every norm and set.
+
+branch      branch_radius: which radii are asked about
+tree        one question at one radius: a tree of splits per margin row
+narrowing   bounds of neurons over the changes that can still flip
+ascent      the row of a cell, over slopes and split multipliers
+ball        support functions of the region, cut by a half-space
+region      one activation region, solved exactly
+cells, network, adam, answers   batches of cells, the network in scaled changes, a step rule, the records
+"""
+
+from verification.branching.answers import BranchingResult, BranchingStop, Leaf, RowTree
+from verification.branching.branch import branch_radii, branch_radius
+from verification.branching.tree import Effort
+
+__all__ = ["BranchingResult", "BranchingStop", "Effort", "Leaf", "RowTree", "branch_radii", "branch_radius"]

@@ -1,0 +1,109 @@
+r"""The row of a cell, raised over its slopes α and the multipliers β of its splits.
+
+On a cell s_j z_j ≥ 0 for every split j, so for any β ≥ 0:   m ≥ m − Σ β_j s_j z_j ≥ a·v + b,   the last step by lines through every ReLU, any α in [0, 1].
+A flip in the cell therefore obeys a·v + b ≤ 0, and there is none within the region when  b − σ(−a) > 0.  That value is concave along β and piecewise
+smooth; with v* the maximiser of −a·v, pushed forward through the lines to z*, its slopes are  ∂/∂α_j = A_j⁺ z*_j  and  ∂/∂β_j = −s_j z*_j  (envelope
+theorem: multipliers of the set are held at their optimum). Adam climbs it for the whole batch; every iterate is valid and the best one is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from formulations.norms import INF
+from verification.branching.adam import Adam
+from verification.branching.ball import PAD, Ball
+from verification.branching.cells import Cells
+from verification.branching.network import Lines, Network
+
+RATE, DECAY = 0.15, 0.95
+BETA = 2.0  # step of β in units of the layer's mean coefficient, per step of α
+MEMORY = 0.8  # of the running mean of the gaps
+REFRESH = 5  # steps between new multipliers u of the set
+
+
+@dataclass(frozen=True, eq=False)
+class Raised:
+    """The cells after the ascent, the gap that every ReLU's lines leave at the maximiser (per layer (n, h)), and that maximiser v (n, d)."""
+
+    cells: Cells
+    gaps: tuple[Tensor, ...]
+    point: Tensor
+
+
+def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
+    """Rows at least as good as the cells' own, by `steps` evaluations."""
+    depth, n = network.depth, len(cells)
+    lines = [Lines.of(l, u) for l, u in zip(cells.lower, cells.upper, strict=True)]
+    first, offset = network.rows[cells.row], network.offsets[cells.row]
+    slope, beta = [v.clone() for v in cells.slope], [v.clone() for v in cells.beta]
+    split = [(s != 0).to(s.dtype) for s in cells.sign]
+    adam = Adam([*slope, *beta])
+    best = torch.full_like(offset, -INF)
+    kept = (torch.zeros_like(cells.a), offset.clone(), *(v.clone() for v in (*slope, *beta)))
+    reach = torch.zeros_like(offset)
+    gaps, weight = [torch.zeros_like(v) for v in slope], 0.0
+    u, mu = None, None
+    point = torch.zeros_like(cells.a)
+    for step in range(max(steps, 1)):
+        A, const = first, offset
+        heads: list[Tensor] = [A] * depth
+        chosen: list[Tensor] = [A] * depth
+        for l in reversed(range(depth)):
+            heads[l] = A
+            up = (A < 0).to(A.dtype)
+            chosen[l] = torch.lerp(lines[l].low(slope[l]), lines[l].up, up)
+            const = const + (A.clamp(max=0) * lines[l].cut).sum(1)
+            A = A * chosen[l] - beta[l] * cells.sign[l]
+            const = const + A @ network.shifts[l]
+            A = A @ network.weights[l]
+        pull, extra = -A, 0.0
+        link = ball.region.coupling
+        if link is not None:
+            if step % REFRESH == 0 or step == max(steps, 1) - 1:
+                u = ball.multipliers(pull[:, None])
+            assert u is not None
+            pull, extra = pull - link.back(u)[:, 0], ball.sigma(u)[:, 0]
+        top, v, mu = ball.face.peak(pull, mu)
+        top = top + extra
+        top = top + PAD * (1 + top.abs())
+        value = const - top - PAD * (1 + const.abs())
+        better = value > best
+        best, reach = torch.where(better, value, best), torch.where(better, top, reach)
+        for old, new in zip(kept, (A, const, *slope, *beta), strict=True):
+            old[better] = new[better]
+        point = v
+        weight = MEMORY * weight + 1
+        z, slopes, pulls = v, [], []
+        for l in range(depth):
+            z = z @ network.weights[l].T + network.shifts[l]
+            slopes.append(heads[l].clamp(min=0) * z)
+            pulls.append(-cells.sign[l] * z)
+            y = chosen[l] * z + (heads[l] < 0) * lines[l].cut
+            gaps[l] = MEMORY * gaps[l] + heads[l] * (z.clamp(min=0) - y)
+            z = y
+        if step + 1 >= steps or bool((best > 0).all()):
+            break
+        rate = RATE * DECAY**step
+        moves = adam.steps([*slopes, *pulls])
+        for l in range(depth):
+            slope[l] = (slope[l] + rate * moves[l]).clamp(0, 1)
+            size = BETA * heads[l].abs().mean(1, keepdim=True)
+            beta[l] = (beta[l] + rate * size * moves[depth + l]).clamp(min=0) * split[l]
+    a, b = kept[0], kept[1] - PAD * (1 + kept[1].abs())
+    slack = _slack(b, reach)
+    better = slack > cells.slack
+    raised = replace(
+        cells,
+        a=torch.where(better[:, None], a, cells.a), b=torch.where(better, b, cells.b), slack=torch.maximum(slack, cells.slack),
+        slope=tuple(kept[2 : 2 + depth]), beta=tuple(kept[2 + depth :]),
+    )  # fmt: skip
+    return Raised(raised, tuple(g / weight for g in gaps), point)
+
+
+def _slack(b: Tensor, reach: Tensor) -> Tensor:
+    """b/σ(−a) − 1 where σ > 0; the sign of b − σ alone where no change moves the row."""
+    return torch.where(reach > 0, (b - reach) / reach.clamp(min=1e-300), torch.where(b > reach, INF, -INF))

@@ -1,0 +1,275 @@
+r"""Linear functions over the changes that can still flip: the region { ‖v‖_p ≤ R } ∩ C of one question, cut by a half-space. v = Wδ throughout.
+
+Where every change that matters satisfies a·v + b ≤ 0, a linear function is asked for over that *cap* only:
+
+    max { A·v : v in the region, a·v + b ≤ 0 }  ≤  h(γ) = σ(A − γa) − γb          for ANY γ ≥ 0   (weak duality)
+
+h is convex. Its minimum is bracketed by tangents, for a whole batch of rows at once, in float32; the bound is h at the γ found, evaluated in float64.
+σ is itself a dual bound, in a multiplier μ of the ball and multipliers u of the pieces that are no boxes (formulations/ball_box.py, formulations/ascent.py):
+
+    p = ∞   σ(B) = B·c + |B|·h                                    box [c − h, c + h], the ball inside it
+    p = 2   σ(B) ≤ Σ max_v (B v − ½ μ v²) + ½ μ R²                any μ > 0
+    p = 1   σ(B) ≤ Σ hi (B − μ)₊ + Σ (−lo)(−B − μ)₊ + μ R         any μ ≥ 0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from formulations.ascent import Problem, ascend
+from formulations.coupling import Coupling, Rows
+from formulations.norms import INF
+from formulations.support import Region
+
+PAD = 1e-11  # what rounding in float64 may take from a bound, relative to 1 + |bound|: far more than it can
+CHUNK = 1 << 20  # numbers in one temporary
+COLD, WARM = 9, 4  # tangent rounds without and with a γ to start from
+SHRINK = 0.1  # of the bracket at least, per round
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """The ball and the boxes in one dtype: −lo, hi, their middle and half-width (d,), all within [−R, R], and R."""
+
+    p: float
+    radius: float
+    lo: Tensor
+    hi: Tensor
+    mid: Tensor
+    half: Tensor
+
+    def to(self, dtype: torch.dtype) -> Face:
+        return Face(self.p, self.radius, *(v.to(dtype) for v in (self.lo, self.hi, self.mid, self.half)))
+
+    def peak(self, B: Tensor, mu: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(σ(B), a maximiser, μ) for rows B (…, d): the steps of a search. μ is what the last call gave for nearby rows."""
+        if self.p == INF:
+            return B @ self.mid + B.abs() @ self.half, torch.addcmul(self.mid, B.sign(), self.half), B[..., 0]
+        if self.p == 2.0:
+            mu = self._mu_l2(B, mu)
+            v = torch.maximum(torch.minimum(B / mu.unsqueeze(-1), self.hi), self.lo)
+            return (v * torch.addcmul(B, v, mu.unsqueeze(-1), value=-0.5)).sum(-1) + mu * (self.radius**2 / 2), v, mu
+        cap = torch.addcmul(self.half, B.sign(), self.mid)  # hi where B > 0, −lo where B < 0
+        gain = B.abs() * (cap > 0)
+        mu, share = _knapsack(gain, cap, self.radius)
+        v = B.sign() * cap * ((gain > mu).to(B.dtype) + (gain == mu).to(B.dtype) * share)
+        return ((gain - mu).clamp(min=0) * cap).sum(-1) + mu.squeeze(-1) * self.radius, v, mu.squeeze(-1)
+
+    def bound(self, B: Tensor, mu: Tensor) -> Tensor:
+        """The upper bound of max B·v that multiplier μ gives."""
+        if self.p == INF:
+            return B @ self.mid + B.abs() @ self.half
+        m = mu.unsqueeze(-1)
+        if self.p == 2.0:
+            v = torch.maximum(torch.minimum(B / m, self.hi), self.lo)
+            return (v * torch.addcmul(B, v, m, value=-0.5)).sum(-1) + mu * (self.radius**2 / 2)
+        return (B - m).clamp(min=0) @ self.hi - (-B - m).clamp(min=0) @ self.lo + mu * self.radius
+
+    def _mu_l2(self, B: Tensor, mu: Tensor | None) -> Tensor:
+        """A few rounds of  μ ← ‖free part of B‖ / √(R² − ‖stopped part of v‖²);  any μ > 0 is valid."""
+        square, rounds = self.radius**2, 4 if mu is None else 2
+        mu = (B.norm(dim=-1) / self.radius).clamp(min=1e-18) if mu is None else mu
+        for _ in range(rounds):
+            free = B / mu.unsqueeze(-1)
+            v = torch.maximum(torch.minimum(free, self.hi), self.lo)
+            moving = (v == free).to(B.dtype)
+            length, open_ = v.square().sum(-1), (v.square() * moving).sum(-1)
+            left = square - (length - open_)
+            mu = torch.where(left > 0, mu * (open_ / left.clamp(min=1e-12 * square)).sqrt(), mu * 2).clamp(min=1e-18)
+        return mu
+
+
+def _knapsack(gain: Tensor, cap: Tensor, budget: float) -> tuple[Tensor, Tensor]:
+    """(μ, share), each (…, 1): the gain at which the budget is spent when the largest gains go first, and which part of those with gain μ is bought."""
+    if gain.is_cuda:
+        order = gain.argsort(-1, descending=True)
+    else:
+        order = torch.from_numpy(np.argsort(-gain.numpy(), axis=-1))  # vectorised, unlike torch's
+    spent = cap.gather(-1, order).cumsum(-1)
+    at = (spent < budget).sum(-1, keepdim=True)
+    full = at == gain.shape[-1]
+    mu = gain.gather(-1, order.gather(-1, at.clamp(max=gain.shape[-1] - 1)))
+    mu = torch.where(full, torch.zeros_like(mu), mu)
+    used = ((gain > mu) * cap).sum(-1, keepdim=True)
+    room = ((gain == mu) * cap).sum(-1, keepdim=True)
+    return mu, ((budget - used) / room.clamp(min=1e-30)).clamp(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class CutCoupling(Coupling):
+    """A coupling with one more row a·v ≤ h for each row of the batch; `cut` (R, 1, d) of length one. (M + aaᵀ)⁻¹ by Sherman and Morrison."""
+
+    cut: Tensor
+    tilt: Tensor
+
+    @staticmethod
+    def of(link: Coupling, cut: Tensor, h: Tensor) -> CutCoupling:
+        """The coupling with rows cut·v ≤ h (R, 1, 1); K is kept as it is."""
+        m = link.K.shape[0]
+        tilt = link.solve(cut)
+        tilt = tilt / (1 + (tilt * cut).sum(-1, keepdim=True)).sqrt()
+        return CutCoupling(link.K, link.Kt, link.inverse, (*link.blocks, (slice(m, m + 1), Rows(h, False))), cut, tilt)
+
+    @property
+    def size(self) -> int:
+        return super().size + 1
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.cat([super().apply(x), (x * self.cut).sum(-1, keepdim=True)], -1)
+
+    def back(self, u: Tensor) -> Tensor:
+        return super().back(u[..., :-1]) + u[..., -1:] * self.cut
+
+    def solve(self, x: Tensor) -> Tensor:
+        return super().solve(x) - (x * self.tilt).sum(-1, keepdim=True) * self.tilt
+
+    def take(self, index: Tensor) -> CutCoupling:
+        return replace(super().take(index), cut=self.cut[index], tilt=self.tilt[index])  # type: ignore[return-value]
+
+    def to(self, dtype: torch.dtype) -> CutCoupling:
+        base = super().to(dtype)
+        return CutCoupling(base.K, base.Kt, base.inverse, base.blocks, self.cut.to(dtype), self.tilt.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """The region of one question: one input, one radius, shared by all nodes."""
+
+    region: Region
+    face: Face
+    quick: Face
+
+    @staticmethod
+    def of(region: Region, radius: float) -> Ball:
+        """From the region of one input, at this radius."""
+        at = region.with_radius(torch.tensor([radius]))
+        r = float(at.radius[0])
+        lo, hi = at.lo[0].clamp(min=-r, max=r), at.hi[0].clamp(min=-r, max=r)
+        face = Face(at.p, r, lo, hi, (lo + hi) / 2, (hi - lo) / 2)
+        return Ball(at, face, face.to(torch.float32))
+
+    @property
+    def radius(self) -> float:
+        return self.face.radius
+
+    @property
+    def holds_zero(self) -> bool:
+        """Do the boxes hold δ = 0? Where they do not, caps are left out: bounds are then those of the region."""
+        return bool((self.face.lo <= 0).all() and (self.face.hi >= 0).all())
+
+    def support(self, A: Tensor) -> Tensor:
+        """An upper bound (n, s) of max A·v over the region, for rows A (n, s, d)."""
+        flat = A.reshape(1, -1, A.shape[-1]) * self.region.scale  # the region divides by it
+        value = self.region.support(flat).reshape(A.shape[:-1])
+        return value + PAD * (1 + value.abs())
+
+    def cap(self, A: Tensor, a: Tensor, b: Tensor, gamma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(bound, γ), each (n, s): an upper bound of max A·v over the region and a·v + b ≤ 0, for rows A (n, s, d), a (n, d), b (n,)."""
+        if not self.holds_zero:
+            return self.support(A), torch.zeros_like(A[..., 0])
+        width = max(1, CHUNK // A[0].numel())
+        if len(A) > width:
+            parts = [
+                self.cap(A[k : k + width], a[k : k + width], b[k : k + width], None if gamma is None else gamma[k : k + width])
+                for k in range(0, len(A), width)
+            ]
+            return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
+        rows = A.shape[1]
+        step = max(1, CHUNK // A.shape[2])
+        if rows > step:
+            parts = [
+                self.cap(A[:, k : k + step], a, b, None if gamma is None else gamma[:, k : k + step]) for k in range(0, rows, step)
+            ]
+            return torch.cat([v for v, _ in parts], 1), torch.cat([g for _, g in parts], 1)
+        if self.region.coupling is None:
+            value, g, _ = self._tangents(A, a, b, gamma)
+            return value + PAD * (1 + value.abs()), g
+        return self._coupled(A, a, b)
+
+    def _tangents(self, A: Tensor, a: Tensor, b: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Minimise h over γ row by row; (h in float64 at the γ found, γ, μ)."""
+        rows, cut, off = A.float(), a.float().unsqueeze(1), b.float().unsqueeze(1)
+        column = cut.transpose(1, 2)
+        low, low_h, low_s = torch.zeros_like(rows[..., 0]), None, None
+        if gamma is None:
+            value, v, mu = self.quick.peak(rows, None)
+            slope = -((v @ column).squeeze(-1) + off)
+            best, best_h, best_mu, low_h, low_s = low, value, mu, value, slope
+            g = 0.3 * rows.norm(dim=-1) / cut.norm(dim=-1).clamp(min=1e-30)
+            settled = slope >= 0  # the maximiser of the whole region lies in the cap
+        else:
+            best = low
+            best_h, best_mu = torch.full_like(low, INF), torch.zeros_like(low)
+            mu, g = None, gamma.float()
+            low_h, low_s = torch.full_like(low, INF), torch.full_like(low, -INF)
+            settled = torch.zeros_like(low, dtype=torch.bool)
+        high, high_h, high_s = torch.full_like(low, INF), torch.zeros_like(low), torch.zeros_like(low)
+        known = torch.full_like(settled, gamma is None)  # is the low end a point that was evaluated?
+        for _ in range(COLD if gamma is None else WARM):
+            value, v, mu = self.quick.peak(torch.addcmul(rows, g.unsqueeze(-1), cut, value=-1), mu)
+            value = value - g * off
+            slope = -((v @ column).squeeze(-1) + off)
+            better = (value < best_h) & ~settled
+            best, best_h, best_mu = torch.where(better, g, best), torch.where(better, value, best_h), torch.where(better, mu, best_mu)
+            left = slope < 0
+            low, low_h, low_s = torch.where(left, g, low), torch.where(left, value, low_h), torch.where(left, slope, low_s)
+            high, high_h, high_s = torch.where(left, high, g), torch.where(left, high_h, value), torch.where(left, high_s, slope)
+            known = known | left
+            width = high - low
+            crossing = (high_h - low_h + low_s * low - high_s * high) / (low_s - high_s).clamp(max=-1e-30)
+            crossing = torch.minimum(torch.maximum(crossing, low + SHRINK * width), high - SHRINK * width)
+            crossing = torch.where(known, crossing, high / 2)
+            g = torch.where(torch.isfinite(high), crossing, low * 3 + 1e-6).nan_to_num(0.0, 0.0, 0.0)
+        best = best.to(A.dtype)
+        B = torch.addcmul(A, best.unsqueeze(-1), a.unsqueeze(1), value=-1)
+        mu = best_mu.to(A.dtype).clamp(min=1e-18)
+        return self.face.bound(B, mu) - best * b.unsqueeze(1), best, mu
+
+    def _coupled(self, A: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with multipliers u of the other pieces: (u, γ) together by ADMM, with the half-space as one more piece; then γ again at that u."""
+        link = self.region.coupling
+        assert link is not None
+        n, s, d = A.shape
+        size = a.norm(dim=-1).clamp(min=1e-30)
+        owner = torch.arange(n, device=A.device).repeat_interleave(s)
+        cut = CutCoupling.of(link, (a / size[:, None])[owner, None], (-b / size)[owner, None, None])
+        u = self._ascend(A.reshape(-1, 1, d), cut)[..., :-1].reshape(n, s, -1)
+        value, gamma, _ = self._tangents(A - link.back(u), a, b, None)
+        value = value + self.sigma(u)
+        return value + PAD * (1 + value.abs()), gamma
+
+    def multipliers(self, B: Tensor) -> Tensor:
+        """Multipliers u (n, s, m) of the pieces that are no boxes, good for max B·v over the region; any are valid."""
+        link = self.region.coupling
+        assert link is not None
+        return self._ascend(B.detach().reshape(-1, 1, B.shape[-1]), link).reshape(*B.shape[:-1], -1)
+
+    def _ascend(self, rows: Tensor, link: Coupling) -> Tensor:
+        """Multipliers (R, 1, m) for rows (R, 1, d), found in float32; zero where that failed."""
+        quick, out = link.to(torch.float32), []
+        lo, hi = (v[0].float()[None, None] for v in (self.region.lo, self.region.hi))
+        width = max(1, CHUNK // (rows.shape[-1] + link.size))
+        for k in range(0, len(rows), width):
+            part = rows[k : k + width].float()
+            which = torch.arange(k, k + len(part), device=rows.device)
+            box = [v.expand(len(part), 1, -1) for v in (lo, hi)]
+            radius = torch.full((len(part), 1), self.radius, device=rows.device)
+            u = ascend(Problem(part, box[0], box[1], radius, self.region.p, quick.take(which)), self.region.steps)
+            out.append(torch.where(torch.isfinite(u).all(-1, keepdim=True), u, 0.0))
+        u = torch.cat(out).to(rows.dtype)
+        return torch.cat([block.feasible(u[..., where]) for where, block in link.blocks], -1)
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """Σ_j σ_j(u) (n, s): what the multipliers of the other pieces cost at this radius."""
+        link = self.region.coupling
+        assert link is not None
+        level = self.radius**2 / 2 if self.region.p == 2.0 else self.radius
+        total = torch.zeros_like(u[..., 0])
+        for where, block in link.blocks:
+            constant, slope = block.sigma(u[..., where])
+            total = total + constant + slope * level
+        return total

@@ -1,0 +1,228 @@
+r"""The radius by branch and bound:  v* = min ‖Wδ‖  s.t.  m_k(δ) ≤ 0 for some row k,  δ ∈ C,  for chains of affine maps and ReLUs.
+
+Questions at fixed radii, "does some row fall within R?" (verification/branching/tree.py), the first at the witness. A question that does not yield is asked
+at a smaller radius: bounds, rows and splits found within R hold there, so nothing starts again. One that closes raises the lower bound, and rows that
+closed at a larger radius are not asked again. Each time round a question may take twice as many cells before it shrinks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import ArrayLike
+
+from formulations.errors import InputError
+from formulations.norms import INF, Norm
+from formulations.sets.base import FEASIBILITY, ConvexSet
+from formulations.support import Region
+from verification.attack.feasible import violation
+from verification.branching.answers import BranchingResult, BranchingStop, Leaf, RowTree
+from verification.branching.network import Network
+from verification.branching.tree import Effort, Tree
+from verification.decision import Decision
+from verification.exact.question import Question, Witness
+from verification.relu_chain import ReluChain
+
+FIRST = 48  # cells that the first question may split into before it shrinks
+HOPELESS = -0.6  # a root slack below which splitting does not begin
+SHRINK = 0.85  # of the radius at least kept when it shrinks
+TOLERANCE = 1e-6
+FARTHEST = 2.0**40  # times the first radius: where a search without witness and without bounded set gives up
+
+Progress = Callable[[float, float, int], None]
+
+
+def branch_radius(
+    model: torch.nn.Module | ReluChain,
+    x0: ArrayLike,
+    decision: Decision | None = None,
+    norm: Norm | float | str = 2,
+    constraints: ConvexSet | None = None,
+    *,
+    upper: float = INF,
+    start: float | None = None,
+    time_limit: float | None = None,
+    node_limit: int | None = None,
+    tolerance: float = TOLERANCE,
+    effort: Effort | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> BranchingResult:
+    """``lower ≤ v* = min ‖Wδ‖  s.t.  m_k(δ) ≤ 0 for some row k,  δ ∈ C`` for one input; closed when lower ≥ upper·(1 − tolerance).
+
+    x0          the model's input without batch axis ((d,) for a chain); `decision` None is classification by the predicted class
+    upper       distance of a witness that the caller has; only nearer flips are looked for. inf: none, the search then meets its own
+    start       a radius to begin with where there is no witness and C is unbounded
+    time_limit  seconds; `node_limit` cells. Whatever stops the search, an interrupt too, the bracket returned is valid
+    progress    called with (lower, radius asked about, cells so far)
+
+    `lower` does not depend on how good the search is, only how near it comes to v*; where two searches close, a larger set C never has the larger radius.
+    The statement is about the weights in real arithmetic; bounds are float64 with a margin of 1e-11 relative for rounding, and regions are settled by verified duality.
+    Raises InputError on a model that is no ReLU chain, sets known only by CVXPY constraints, shapes that do not fit, a negative or NaN limit, an empty set.
+    """
+    begun = time.perf_counter()
+    for name, value in (("upper", upper), ("start", start), ("time_limit", time_limit), ("node_limit", node_limit)):
+        if value is not None and not value >= 0:
+            raise InputError(f"branch_radius: {name}={value} must be ≥ 0.")
+    question = Question.build(model, x0, decision, norm, constraints)
+    search = _Search(question, float(upper), start, tolerance, effort or Effort(), device, progress)
+    end = INF if time_limit is None else begun + time_limit
+    return replace(search.run(end, INF if node_limit is None else node_limit), seconds=time.perf_counter() - begun)
+
+
+def branch_radii(
+    model: torch.nn.Module | ReluChain, x0: ArrayLike, *, uppers: Sequence[float] | None = None, jobs: int = 1, **settings: object
+) -> list[BranchingResult]:
+    """`branch_radius` for a batch x0 (n, *shape), each input with its own budget; `jobs` processes. `settings` are those of `branch_radius`."""
+    inputs = np.asarray(x0.detach().cpu() if isinstance(x0, torch.Tensor) else x0, dtype=float)
+    tops = [INF] * len(inputs) if uppers is None else list(uppers)
+    if len(tops) != len(inputs):
+        raise InputError(f"branch_radii: {len(tops)} upper values for {len(inputs)} inputs; give one each.")
+    work = (delayed(branch_radius)(model, x, upper=u, **settings) for x, u in zip(inputs, tops, strict=True))
+    return list(Parallel(n_jobs=jobs)(work))
+
+
+class _Search:
+    """The state between questions: per row the radius within which nothing flips, with the leaves that prove it."""
+
+    def __init__(
+        self, question: Question, upper: float, start: float | None, tolerance: float, effort: Effort,
+        device: torch.device | str | None, progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.question, self.tolerance, self.effort, self.progress = question, tolerance, effort, progress
+        self.region = Region.build(question.norm, question.parts, _nearest(question), question.dim, count=1, device=device)
+        self.network = Network.of(question, self.region.scale)
+        self.reach = float(self.region.reach()[0]) * (1 + 1e-9)
+        self.upper, self.witness, self.start = upper, None, start
+        self.witness: Witness | None = None
+        self.trees = {k: RowTree(k, question.decision.rivals[k], 0.0, ()) for k in range(question.rows)}
+        self.nodes = 0
+
+    @property
+    def lower(self) -> float:
+        return min(t.lower for t in self.trees.values())
+
+    def run(self, end: float, most: float) -> BranchingResult:
+        q = self.question
+        zero = np.zeros(q.dim)
+        if q.margins(zero)[0].min() <= 0 and violation(zero, q.parts) <= FEASIBILITY:
+            return self._result(BranchingStop.CLOSED, at_start=True)
+        first = self._first_radius()
+        radius, quota, tree = first, FIRST, None
+        try:
+            while True:
+                rows = [k for k, t in self.trees.items() if t.lower < radius]
+                tree = Tree(q, self.network, self.region, radius, rows, self.effort)
+                finished = self._ask(tree, quota, end, most)
+                self._credit(tree)
+                if self.lower == INF or self.lower >= self._goal():
+                    return self._result(BranchingStop.CLOSED)
+                if not finished:
+                    return self._result(BranchingStop.TIME if time.perf_counter() >= end else BranchingStop.NODES)
+                goal = self._goal()
+                if self._settled():
+                    return self._result(BranchingStop.UNRESOLVED)
+                quota *= 2
+                if goal == INF:
+                    radius = 2 * max(radius, self.lower)
+                    if radius > FARTHEST * first:
+                        return self._result(BranchingStop.BEYOND)
+                else:
+                    radius = goal if tree.radius >= radius * SAFE or goal - self.lower < 0.02 * goal else (self.lower + goal) / 2
+        except KeyboardInterrupt:
+            if tree is not None:
+                self._credit(tree)
+            return self._result(BranchingStop.INTERRUPTED)
+
+    def _goal(self) -> float:
+        """The radius at which the question is the last one: just below the witness, or all of C. inf: there is neither."""
+        known = min(self.upper, INF if self.witness is None else self.witness.upper)
+        return min(known * (1 - self.tolerance), self.reach)
+
+    def _settled(self) -> bool:
+        """Is the lower bound that of an activation region solved exactly? Then asking again finds the same."""
+        return any(leaf.lam is not None and leaf.lower <= self.lower for tree in self.trees.values() for leaf in tree.leaves)
+
+    def _first_radius(self) -> float:
+        goal = self._goal()
+        if goal < INF:
+            return goal
+        if self.start:
+            return self.start
+        a, b = np.stack([self.question.linearised(np.zeros(self.question.dim), k)[0] for k in range(self.question.rows)]), None
+        b = self.question.margins(np.zeros(self.question.dim))[0]
+        slopes = np.asarray(self.question.norm.dual_value(a))
+        linear = float(np.min(np.where(slopes > 0, b / np.maximum(slopes, 1e-300), INF)))
+        return 2 * linear if np.isfinite(linear) else 1.0
+
+    def _ask(self, tree: Tree, quota: float, end: float, most: float) -> bool:
+        """Work on one question, at ever smaller radii, until it closes (True) or the budget is gone."""
+        before = self.nodes
+
+        def late() -> bool:
+            self.nodes = before + tree.nodes
+            if self.progress is not None:
+                self.progress(self.lower, tree.radius, self.nodes)
+            return time.perf_counter() >= end or self.nodes >= most
+
+        tree.plant()
+        tree.pinch(late)
+        limit = tree.nodes + quota
+        while tree.open:
+            if late():
+                return False
+            if tree.worst < HOPELESS and tree.nodes <= limit - quota + 1e-9 and self._may_shrink(tree):
+                tree.shrink(max(SHRINK * tree.radius, (self.lower + tree.radius) / 2))
+                tree.pinch(late)
+            elif tree.nodes >= limit and self._may_shrink(tree):
+                tree.shrink(max(SHRINK * tree.radius, (self.lower + tree.radius) / 2))
+                limit = tree.nodes + quota
+            else:
+                tree.step()
+            if tree.witness is not None and (self.witness is None or tree.witness.upper < self.witness.upper):
+                self.witness = tree.witness
+        late()
+        return True
+
+    def _may_shrink(self, tree: Tree) -> bool:
+        """Is there room between what is proved and what is asked?"""
+        return tree.radius > max(self.lower * 1.01, 1e-12)
+
+    def _credit(self, tree: Tree) -> None:
+        """Take over what a question proved of each of its rows; open cells count by their rows."""
+        tree.cut_short()
+        if tree.witness is not None and (self.witness is None or tree.witness.upper < self.witness.upper):
+            self.witness = tree.witness
+        for k, book in tree.books.items():
+            if book.open:
+                continue  # interrupted before its cells came back to the queue
+            leaves = tuple(replace(leaf, lower=INF) if leaf.lower >= self.reach else leaf for leaf in book.leaves)
+            lower = min(leaf.lower for leaf in leaves)
+            if lower > self.trees[k].lower:
+                self.trees[k] = RowTree(k, self.trees[k].rival, lower, leaves)
+
+    def _result(self, stop: BranchingStop, at_start: bool = False) -> BranchingResult:
+        found, upper = self.witness, self.upper
+        delta = np.full(self.question.dim, np.nan)
+        if at_start:
+            delta, upper = np.zeros(self.question.dim), 0.0
+        elif found is not None and found.upper < upper:
+            delta, upper = found.delta, found.upper
+        lower = 0.0 if at_start else min(self.lower, upper)
+        return BranchingResult(lower, upper, delta, stop, self.nodes, 0.0, tuple(self.trees.values()))
+
+
+SAFE = 1 - 1e-12
+
+
+def _nearest(question: Question) -> float:
+    """A radius at which the region is not empty: the norm of the point of C's boxes nearest to x0, and a little more."""
+    from formulations.pieces import bounding_box
+
+    lo, hi = bounding_box(question.parts, question.dim)
+    return float(question.norm.value(np.clip(0.0, lo, hi))) * (1 + 1e-6) + 1e-9

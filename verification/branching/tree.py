@@ -1,0 +1,263 @@
+r"""One question, answered by trees: does some margin row fall within radius R?  One tree of ReLU splits per margin row, all of them in one queue.
+
+A cell is closed when its row cannot fall within R. Otherwise its neurons are bounded again over its cap, its row is raised, and where that no longer pays
+the cell is split at the ReLU whose lines leave the largest gap: z_j ≥ 0 on one side, z_j ≤ 0 on the other. A cell without open ReLUs is one activation
+region: a convex program, solved exactly (verification/branching/region.py), so the method is complete.
+
+Everything known within a radius holds within a smaller one, so R may shrink at any time without a restart.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from formulations.norms import INF, Array
+from formulations.support import Region
+from verification.branching.answers import Leaf, Split
+from verification.branching.ascent import ascend
+from verification.branching.ball import Ball
+from verification.branching.cells import Cells, Pool
+from verification.branching.narrowing import narrow, plain_bounds
+from verification.branching.network import Network
+from verification.branching.region import RegionProgram
+from verification.exact.question import Question, Witness
+
+CLOSE = 1e-7  # relative distance of a region's bound and a witness in it that will do
+SAFE = 1 - 1e-9  # what rounding may take from a distance that was found in float64
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Where the work goes. root_steps, steps: evaluations per ascent at the root and elsewhere; batch: cells at once; rounds: of narrowing at the root, each
+    further one earned by a relative gain of the worst slack."""
+
+    root_steps: int = 20
+    steps: int = 8
+    batch: int = 32
+    rounds: int = 12
+    gain: float = 0.03
+
+
+@dataclass
+class Bookkeeping:
+    """What one margin row's tree has: closed leaves, and how many cells are open."""
+
+    leaves: list[Leaf]
+    open: int = 0
+
+
+class Tree:
+    """The trees of some margin rows at one radius."""
+
+    def __init__(self, question: Question, network: Network, region: Region, radius: float, rows: list[int], effort: Effort) -> None:
+        self.question, self.network, self.region, self.effort = question, network, region, effort
+        self.ball = Ball.of(region, radius)
+        self.books = {k: Bookkeeping([], 1) for k in rows}
+        self.nodes = 0
+        self.witness: Witness | None = None
+        self._parents: list[tuple[int, Split | None]] = []
+        self._heap: list[tuple[float, int, int]] = []
+        self._pool, self._order = Pool(), 0
+        self._program: RegionProgram | None = None
+
+    @property
+    def radius(self) -> float:
+        """Nothing closed so far flips within it."""
+        return self.ball.radius
+
+    @property
+    def open(self) -> int:
+        return len(self._heap)
+
+    @property
+    def worst(self) -> float:
+        """The smallest slack among open cells; 0 when none is open."""
+        return self._heap[0][0] if self._heap else 0.0
+
+    def shrink(self, radius: float) -> None:
+        self.ball = Ball.of(self.region, min(radius, self.radius))
+
+    # ------------------------------------------------------------------------------------------------------------------- root
+
+    def plant(self) -> None:
+        """The root cells: plain bounds, shared by all rows, then a row each."""
+        network, rows = self.network, list(self.books)
+        self.plain = lower, upper = plain_bounds(network, self.ball)
+        many = torch.zeros(len(rows), dtype=torch.long, device=network.rows.device)
+        like = network.rows.new_zeros(len(rows))
+        empty = tuple(torch.zeros_like(v)[many] for v in lower)
+        start = Cells(
+            tuple(v[many] for v in lower), tuple(v[many] for v in upper), empty, tuple((u > -l).to(u)[many] for l, u in zip(lower, upper, strict=True)),
+            empty, tuple(torch.cat([v, v], 1) for v in empty), like.new_zeros(len(rows), network.dim), like, torch.full_like(like, -INF),
+            torch.tensor(rows, device=like.device), torch.arange(len(rows), device=like.device),
+        )  # fmt: skip
+        self._parents = [(-1, None)] * len(rows)
+        self.nodes = len(rows)
+        self._push(self._close(ascend(network, self.ball, start, self.effort.root_steps).cells))
+
+    def pinch(self, late: Callable[[], bool]) -> None:
+        """Narrow all open cells and raise their rows, in turns, while some slack still moves."""
+        cells = self._pop(len(self._heap))
+        for _ in range(self.effort.rounds):
+            if cells is None or not len(cells) or late():
+                break
+            before = cells.slack
+            cells = ascend(self.network, self.ball, narrow(self.network, self.ball, cells), self.effort.steps).cells
+            gain = float(((cells.slack - before) / before.abs().clamp(min=1e-12)).max())
+            cells = self._close(cells)
+            if gain < self.effort.gain:
+                break
+        if cells is not None:
+            self._push(cells)
+
+    # ------------------------------------------------------------------------------------------------------------------- search
+
+    def step(self) -> None:
+        """Narrow, raise and split the cells with the smallest slacks."""
+        cells = self._pop(self.effort.batch)
+        if cells is None:
+            return
+        raised = ascend(self.network, self.ball, narrow(self.network, self.ball, cells), self.effort.steps)
+        self._try(raised.cells, raised.point)
+        live = torch.nonzero(raised.cells.slack <= 0).flatten()
+        self._close(raised.cells)
+        cells = raised.cells.take(live)
+        if not len(cells):
+            return
+        if not self.network.depth:
+            for i in range(len(cells)):
+                self._solve(cells.take(torch.tensor([i])))
+            return
+        gaps = torch.cat(raised.gaps, 1)[live]
+        score = torch.where(torch.cat(cells.open_neurons(), 1), gaps.clamp(min=0) + 1e-12, -1.0)
+        best, at = score.max(1)
+        for i in torch.nonzero(best < 0).flatten().tolist():
+            self._solve(cells.take(torch.tensor([i], device=best.device)))
+        split = torch.nonzero(best > 0).flatten()
+        if len(split):
+            children = self._split(cells.take(split), at[split])
+            self.nodes += len(children)
+            self._push(self._close(ascend(self.network, self.ball, children, self.effort.steps).cells))
+
+    def _split(self, cells: Cells, at: Tensor) -> Cells:
+        """Both sides of neuron `at` (counted over all layers) of every cell."""
+        where = at.tolist()
+        places: list[tuple[int, int]] = []
+        for j in where:
+            layer = 0
+            while j >= self.network.widths[layer]:
+                j -= self.network.widths[layer]
+                layer += 1
+            places.append((layer, j))
+        sides = []
+        for sign in (1, -1):
+            lower, upper, signs = ([v.clone() for v in layers] for layers in (cells.lower, cells.upper, cells.sign))
+            for i, (l, j) in enumerate(places):
+                signs[l][i, j] = sign
+                (lower if sign > 0 else upper)[l][i, j] = 0.0
+            first = len(self._parents)
+            self._parents += [(int(parent), (l, j, sign)) for parent, (l, j) in zip(cells.node.tolist(), places, strict=True)]
+            node = torch.arange(first, first + len(where), device=at.device)
+            sides.append(replace(cells, lower=tuple(lower), upper=tuple(upper), sign=tuple(signs), node=node))
+        for k in cells.row.tolist():
+            self.books[k].open += 1
+        return Cells.cat(sides)
+
+    def _solve(self, cell: Cells) -> None:
+        """One activation region: the exact program. A flip nearer than R shrinks the question to it."""
+        if self._program is None:
+            self._program = RegionProgram.of(self.question, self.plain)
+        k = int(cell.row[0])
+        signs = [torch.where(l[0] >= 0, 1, -1).cpu().numpy() for l in cell.lower]
+        A, b, solution = self._program.solve(k, signs)
+        lower, leaf = solution.lower, (A, b, solution.multipliers["margin"], solution.duals)
+        if lower < self.radius:
+            alone = float(self._distance(cell)[0])
+            if alone > lower:  # the solver failed: the cell's own row says more
+                lower, leaf = alone, (*self._row(cell, 0), None, None)
+        self.books[k].leaves.append(Leaf(self.path(int(cell.node[0])), leaf[0], leaf[1], self.radius, lower, leaf[2], leaf[3]))
+        self.books[k].open -= 1
+        if lower < self.radius:
+            self._offer(solution.delta)
+            size = 1 + float(np.abs(b).max(initial=0.0))
+            for depth in (1e-9 * size, 1e-8 * size):
+                if self.witness is None or self.witness.upper > lower * (1 + CLOSE):
+                    self._offer(self._program.beyond(A, b, depth))
+            self.shrink(max(lower, 1e-300))
+
+    def _try(self, cells: Cells, point: Tensor) -> None:
+        """Where a cell's row falls deepest the network itself may flip: walk back from there towards x0, and solve the activation region of the crossing."""
+        v = self.network.margins(point).gather(1, cells.row[:, None])[:, 0]
+        if not bool((v <= 0).any()):
+            return
+        start, end = torch.zeros_like(v), torch.ones_like(v)
+        for _ in range(30):
+            middle = (start + end) / 2
+            flips = self.network.margins(point * middle[:, None]).gather(1, cells.row[:, None])[:, 0] <= 0
+            start, end = torch.where(flips, start, middle), torch.where(flips, middle, end)
+        delta = (point * end[:, None] / self.region.scale).cpu().numpy()
+        length = np.where((v <= 0).cpu().numpy(), self.question.norm.value(delta), INF)
+        i = int(length.argmin())
+        if length[i] < self.radius * (1 - 1e-3):
+            self._offer(delta[i])
+            if self.witness is not None and self.witness.upper < self.radius:
+                self.shrink(self.witness.upper)
+
+    def _offer(self, delta: Array) -> None:
+        found = self.question.witness(delta)
+        if found is not None and (self.witness is None or found.upper < self.witness.upper):
+            self.witness = found
+
+    # ------------------------------------------------------------------------------------------------------------------- the queue
+
+    def _push(self, cells: Cells) -> None:
+        if len(cells):
+            for slack, place in zip(cells.slack.tolist(), self._pool.put(cells), strict=True):
+                heapq.heappush(self._heap, (slack, self._order, place))
+                self._order += 1
+
+    def _pop(self, count: int) -> Cells | None:
+        places = [heapq.heappop(self._heap)[2] for _ in range(min(count, len(self._heap)))]
+        return self._pool.get(places) if places else None
+
+    def _close(self, cells: Cells) -> Cells:
+        """Writes down the closed cells and gives back the open ones."""
+        for i in torch.nonzero(cells.slack > 0).flatten().tolist():
+            book = self.books[int(cells.row[i])]
+            book.leaves.append(Leaf(self.path(int(cells.node[i])), *self._row(cells, i), self.radius, self.radius))
+            book.open -= 1
+        return cells.take(torch.nonzero(cells.slack <= 0).flatten())
+
+    def _row(self, cells: Cells, i: int) -> tuple[Array, Array]:
+        """(a (1, d), b (1,)) over δ."""
+        return (cells.a[i] * self.region.scale).cpu().numpy()[None], cells.b[i : i + 1].cpu().numpy()
+
+    def _distance(self, cells: Cells) -> Tensor:
+        """Lower bounds (n,) of the norm of any flip in the cells, by their rows; at most R."""
+        far = self.region.with_radius(torch.tensor([self.radius])).distance((cells.a * self.region.scale)[None], cells.b[None])[0]
+        return (far * SAFE).clamp(max=self.radius)
+
+    def path(self, node: int) -> tuple[Split, ...]:
+        out = []
+        while node >= 0:
+            node, split = self._parents[node]
+            if split is not None:
+                out.append(split)
+        return tuple(reversed(out))
+
+    def cut_short(self) -> None:
+        """Make leaves of all open cells, with what their rows prove; afterwards nothing is open."""
+        cells = self._pop(len(self._heap))
+        if cells is None:
+            return
+        far = self._distance(cells)
+        for i in range(len(cells)):
+            book = self.books[int(cells.row[i])]
+            book.leaves.append(Leaf(self.path(int(cells.node[i])), *self._row(cells, i), self.radius, float(far[i])))
+            book.open -= 1
