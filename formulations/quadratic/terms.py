@@ -12,7 +12,7 @@ Every term but the objective is ≤ 0 on {q ≤ 0} ∩ C, so with  c + l·z + ½
 
     D = c − ½ lᵀP⁻¹l ≤ ½v*²,   attained at z = −P⁻¹l;   ∂D/∂(multiplier) = the value of its constraint there            (Shor 1987)
 
-For box and equality-free sets this is the dual of the semidefinite relaxation with diag(X) ≤ (lo+hi)x − lo·hi (DESIGN of the relaxation: Anstreicher 2009).
+For box and equality-free sets this is the dual of the semidefinite relaxation with diag(X) ≤ (lo+hi)x − lo·hi (Anstreicher 2009).
 At p = ∞ multipliers with Σν = S give v*² ≥ 2D/S. Custom sets are left out: a larger set, so the bound still holds.
 """
 
