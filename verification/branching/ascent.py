@@ -36,7 +36,7 @@ class Raised:
 
 def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
     """Rows at least as good as the cells' own, by `steps` evaluations."""
-    depth, n = network.depth, len(cells)
+    depth = network.depth
     lines = [Lines.of(l, u) for l, u in zip(cells.lower, cells.upper, strict=True)]
     first, offset = network.rows[cells.row], network.offsets[cells.row]
     slope, beta = [v.clone() for v in cells.slope], [v.clone() for v in cells.beta]
@@ -60,7 +60,7 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
             A = A * chosen[l] - beta[l] * cells.sign[l]
             const = const + A @ network.shifts[l]
             A = A @ network.weights[l]
-        pull, extra = -A, 0.0
+        pull, extra = -A, torch.zeros_like(const)
         link = ball.region.coupling
         if link is not None:
             if step % REFRESH == 0 or step == max(steps, 1) - 1:

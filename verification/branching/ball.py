@@ -14,7 +14,7 @@ h is convex. Its minimum is bracketed by tangents, for a whole batch of rows at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -128,7 +128,8 @@ class CutCoupling(Coupling):
         return super().solve(x) - (x * self.tilt).sum(-1, keepdim=True) * self.tilt
 
     def take(self, index: Tensor) -> CutCoupling:
-        return replace(super().take(index), cut=self.cut[index], tilt=self.tilt[index])  # type: ignore[return-value]
+        base = super().take(index)
+        return CutCoupling(base.K, base.Kt, base.inverse, base.blocks, self.cut[index], self.tilt[index])
 
     def to(self, dtype: torch.dtype) -> CutCoupling:
         base = super().to(dtype)
@@ -181,9 +182,7 @@ class Ball:
         rows = A.shape[1]
         step = max(1, CHUNK // A.shape[2])
         if rows > step:
-            parts = [
-                self.cap(A[:, k : k + step], a, b, None if gamma is None else gamma[:, k : k + step]) for k in range(0, rows, step)
-            ]
+            parts = [self.cap(A[:, k : k + step], a, b, None if gamma is None else gamma[:, k : k + step]) for k in range(0, rows, step)]
             return torch.cat([v for v, _ in parts], 1), torch.cat([g for _, g in parts], 1)
         if self.region.coupling is None:
             value, g, _ = self._tangents(A, a, b, gamma)

@@ -21,7 +21,7 @@ from formulations.norms import INF, Norm
 from formulations.sets.base import FEASIBILITY, ConvexSet
 from formulations.support import Region
 from verification.attack.feasible import violation
-from verification.branching.answers import BranchingResult, BranchingStop, Leaf, RowTree
+from verification.branching.answers import BranchingResult, BranchingStop, RowTree
 from verification.branching.network import Network
 from verification.branching.tree import Effort, Tree
 from verification.decision import Decision
@@ -98,7 +98,7 @@ class _Search:
         self.region = Region.build(question.norm, question.parts, _nearest(question), question.dim, count=1, device=device)
         self.network = Network.of(question, self.region.scale)
         self.reach = float(self.region.reach()[0]) * (1 + 1e-9)
-        self.upper, self.witness, self.start = upper, None, start
+        self.upper, self.start = upper, start
         self.witness: Witness | None = None
         self.trees = {k: RowTree(k, question.decision.rivals[k], 0.0, ()) for k in range(question.rows)}
         self.nodes = 0

@@ -44,7 +44,8 @@ class Cells:
         return len(self.b)
 
     def take(self, index: Tensor) -> Cells:
-        return Cells(*(tuple(v[index] for v in value) if isinstance(value, tuple) else value[index] for value in self._values()))
+        picked: list[Any] = [tuple(v[index] for v in value) if isinstance(value, tuple) else value[index] for value in self._values()]
+        return Cells(*picked)
 
     def open_neurons(self) -> Layers:
         """Where the sign of z is not known."""
@@ -57,7 +58,7 @@ class Cells:
     def cat(batches: list[Cells]) -> Cells:
         if len(batches) == 1:
             return batches[0]
-        joined = []
+        joined: list[Any] = []
         for values in zip(*(c._values() for c in batches), strict=True):
             joined.append(tuple(torch.cat(v) for v in zip(*values, strict=True)) if isinstance(values[0], tuple) else torch.cat(values))
         return Cells(*joined)

@@ -63,7 +63,9 @@ def narrow(network: Network, ball: Ball, cells: Cells) -> Cells:
             low, found = _later_layer(network, ball, replace(cells, lower=tuple(lower), upper=tuple(upper)), l, rows, offsets, start)
         new_upper = torch.minimum(upper[l].gather(1, index), -low[:, count:])
         new_lower = torch.maximum(lower[l].gather(1, index), low[:, :count])
-        upper[l] = upper[l].scatter(1, index, torch.maximum(new_upper, new_lower))  # where they cross, the cell holds no flip, and all is true of it
+        upper[l] = upper[l].scatter(
+            1, index, torch.maximum(new_upper, new_lower)
+        )  # where they cross, the cell holds no flip, and all is true of it
         lower[l] = lower[l].scatter(1, index, new_lower)
         gamma[l] = gamma[l].scatter(1, both, found)
     return replace(cells, lower=tuple(lower), upper=tuple(upper), gamma=tuple(gamma))
@@ -77,7 +79,8 @@ def _later_layer(
     n, s, width = rows.shape
     step = max(1, CHUNK // (s * max(width, network.dim)))
     parts = [
-        joint.take(slice(k, k + step)).bound(ball, rows[k : k + step], offsets[k : k + step], start[k : k + step]) for k in range(0, n, step)
+        joint.take(slice(k, k + step)).bound(ball, rows[k : k + step], offsets[k : k + step], start[k : k + step])
+        for k in range(0, n, step)
     ]
     return torch.cat([low for low, _ in parts]), torch.cat([g for _, g in parts])
 
@@ -120,7 +123,9 @@ class Joint:
             return tuple(v.to(dtype) for v in vs)
 
         lines = tuple(Lines(*cast((x.up, x.cut, x.least, x.most))) for x in self.lines)
-        return Joint(self.head.to(dtype), self.const.to(dtype), lines, cast(self.slopes), cast(self.pulls), cast(self.weights), cast(self.shifts))
+        return Joint(
+            self.head.to(dtype), self.const.to(dtype), lines, cast(self.slopes), cast(self.pulls), cast(self.weights), cast(self.shifts)
+        )
 
     def bound(self, ball: Ball, rows: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """(lower bounds, γ), each (n, s)."""
@@ -135,7 +140,9 @@ class Joint:
             A, _, _ = self._minorant(rows, offsets, gamma.to(rows.dtype), [v.to(rows.dtype) for v in slopes])
             u = ball.multipliers(-A)
             push, extra = link.back(u), ball.sigma(u)
-        climbed = quick.climb(ball.quick, rows.float(), offsets.float(), gamma, slopes, unit, None if push is None else push.float(), extra.float())
+        climbed = quick.climb(
+            ball.quick, rows.float(), offsets.float(), gamma, slopes, unit, None if push is None else push.float(), extra.float()
+        )
         gamma, slopes, mu = climbed
         exact, found = [v.to(rows.dtype) for v in slopes], gamma.to(rows.dtype)
         A, const, _ = self._minorant(rows, offsets, found, exact)
@@ -146,7 +153,15 @@ class Joint:
         return const - top - PAD * (1 + const.abs() + top.abs()), found
 
     def climb(
-        self, face: Face, rows: Tensor, offsets: Tensor, gamma: Tensor, slopes: list[Tensor], unit: Tensor, push: Tensor | None, extra: Tensor
+        self,
+        face: Face,
+        rows: Tensor,
+        offsets: Tensor,
+        gamma: Tensor,
+        slopes: list[Tensor],
+        unit: Tensor,
+        push: Tensor | None,
+        extra: Tensor,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """(γ, slopes, μ): the best met. Slopes of the value: in γ the margin's minorant at the maximiser, in α_j its A_j⁺ z_j."""
         adam = Adam([gamma, *slopes])
@@ -158,7 +173,11 @@ class Joint:
             top, v, mu = face.peak(-A if push is None else -A - push, mu)
             value = const - top - extra
             better = value > best
-            best, kept_gamma, kept_mu = torch.where(better, value, best), torch.where(better, gamma, kept_gamma), torch.where(better, mu, kept_mu)
+            best, kept_gamma, kept_mu = (
+                torch.where(better, value, best),
+                torch.where(better, gamma, kept_gamma),
+                torch.where(better, mu, kept_mu),
+            )
             kept_slopes = [torch.where(better.unsqueeze(-1), new, old) for new, old in zip(slopes, kept_slopes, strict=True)]
             if step + 1 == STEPS:
                 break

@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,6 +177,7 @@ class Tree:
         k = int(cell.row[0])
         signs = [torch.where(l[0] >= 0, 1, -1).cpu().numpy() for l in cell.lower]
         A, b, solution = self._program.solve(k, signs)
+        leaf: tuple[Any, ...]
         lower, leaf = solution.lower, (A, b, solution.multipliers["margin"], solution.duals)
         if lower < self.radius:
             alone = float(self._distance(cell)[0])
