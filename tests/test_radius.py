@@ -119,10 +119,10 @@ def test_no_witness_of_a_set_lies_inside(name: str) -> None:
     net, X, _ = correct_digits(2)
     engine = BoundEngine(net, (64,))
     norm = {"tv": 2, "zero sum": 1, "l2 ball": "inf", "frozen half": 2}[name]
-    found, plain = certified_radius(engine, X, norm, SETS[name]), certified_radius(engine, X, norm, BOX)
+    found, plain = certified_radius(engine, X, norm, SETS[name], max_passes=4), certified_radius(engine, X, norm, BOX)
     witnesses = find_witness(net, X, norm, SETS[name])
     assert (found.lower <= witnesses.upper).all()
-    assert (found.lower >= 0.97 * plain.lower).all()
+    assert (found.lower >= 0.95 * plain.lower).all()
     assert found.lower.mean() > plain.lower.mean()
     for item in found:
         assert item.lower == min(row.lower for row in item.rows)
