@@ -92,7 +92,7 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
     w = _from_box(a, lam, parts, duals, norm) if cell.w is None else np.asarray(cell.w, dtype=float)
     stored = [None if u is None or p.piece.kind in ("box", "custom") else hexes(np.maximum(u, 0.0) if p.piece.kind == "rows" else u)
               for p, u in zip(parts, duals, strict=True)]  # fmt: skip
-    record = {
+    record: dict[str, object] = {
         "path": [{"at": s.at, "index": s.index, "cut": float(s.cut).hex(), "side": s.side} for s in cell.path],
         "radius": float(cell.radius).hex(), "a": [hexes(row) for row in a], "b": hexes(b),
         "row_of": [-1] * len(b) if cell.row_of is None else [int(j) for j in cell.row_of],

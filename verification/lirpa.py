@@ -90,7 +90,7 @@ class BoundEngine:
         if len(done) == 1:
             return done[0]
         slopes = tuple(torch.cat(v) for v in zip(*(m.slopes for m in done), strict=False))
-        return Minorant(*(torch.cat([getattr(m, f) for m in done]) for f in ("a", "b", "lower")), slopes)
+        return Minorant(torch.cat([m.a for m in done]), torch.cat([m.b for m in done]), torch.cat([m.lower for m in done]), slopes)
 
     def _chunk(self, x: Tensor, Q: Tensor, s: Tensor, region: Region, how: BoundMethod) -> Minorant:
         a, b, slopes = self._linear_bounds(x, Q, region, how)
@@ -108,7 +108,9 @@ class BoundEngine:
             raise RuntimeError(f"bounds: row {k} of input {i} exceeds its margin at x0 ({float(b[i, k]):g} > {float(value[i, k]):g}); "
                                "a fault of the bound library.")  # fmt: skip
         nothing = torch.full_like(b, -torch.inf)
-        return Minorant(torch.where(broken[..., None], 0.0, a), torch.where(broken, nothing, b), torch.where(broken, nothing, lower), slopes)
+        return Minorant(
+            torch.where(broken[..., None], 0.0, a), torch.where(broken, nothing, b), torch.where(broken, nothing, lower), slopes
+        )
 
     def _linear_bounds(self, x: Tensor, Q: Tensor, region: Region, how: BoundMethod) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """(A (n, K, d), bias (n, K), slopes) with A·z + bias ≤ Q f(z) for z ∈ x0 + R."""
@@ -186,7 +188,12 @@ def _slopes(net: Any, n: int, K: int) -> tuple[Tensor, ...]:
         if type(node).__name__ not in ("BoundRelu", "BoundLeakyRelu", "BoundTanh", "BoundSigmoid"):
             continue
         before, after = node.lA, node.inputs[0].lA
-        if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.shape != after.shape or len(node.inputs[0].output_name) != 1:
+        if (
+            not isinstance(before, Tensor)
+            or not isinstance(after, Tensor)
+            or before.shape != after.shape
+            or len(node.inputs[0].output_name) != 1
+        ):
             return ()
         slope = torch.where(before == 0, 0.0, after / torch.where(before == 0, 1.0, before)).detach()
         out.append(slope.transpose(0, 1).reshape(n, K, -1))
