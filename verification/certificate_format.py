@@ -17,7 +17,9 @@ is rounded on the way ("inf" where a field allows it; never NaN). `certificate_s
         path                list of splits: at ("input" or a layer's name), index, cut, side (−1: ≤ cut, +1: ≥ cut)
         row_of              −1 for a margin row, else the place in the path of the neuron split that the row states
         relaxation          optional: slopes[row][layer] of the margin rows, in their order: one number per neuron of every activation, in the network's
-                            order: the slope of the line that stands for it. For the re-derivation of the rows from the weights; no claim rests on it
+                            order: the slope of the line that stands for it. inner: slopes of the lines below activation "by" in the lower (low) and upper
+                            (up) bounds of what enters activation "of", a table of "neurons" × "inputs"; one cell's serve all cells of its radius and path.
+                            For the re-derivation of the rows from the weights; no claim rests on them
     lower, upper, verdict   the claim
     witness                 null, or the flipping input, the outputs there, and the rival that wins
     tolerances              feasibility of the witness (≤ 1e-9), relative reproducibility of the outputs
@@ -106,6 +108,18 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """Slopes of the lines below activation `by` in the bounds of what enters activation `of`: low and up, one list per neuron, one number per input."""
+
+    of: int
+    by: int
+    neurons: list[int]
+    inputs: list[int]
+    low: list[list[float]]
+    up: list[list[float]]
+
+
+@dataclass(frozen=True)
 class Cell:
     """One leaf of the split tree."""
 
@@ -118,6 +132,7 @@ class Cell:
     duals: list[list[float] | None]
     w: list[float] | None
     slopes: list[list[list[float]]] = field(default_factory=list)
+    inner: list[Inner] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -423,14 +438,28 @@ def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
         duals.append(None if dual is None else g.reals("dual", len(part.matrix)))
     if len(value["duals"]) != len(parts):
         raise FormatError(f"{where}.duals: {len(value['duals'])} entries for {len(parts)} parts")
+    slopes, inner = _relaxation(value["relaxation"], row_of.count(-1), f"{where}.relaxation") if "relaxation" in value else ([], [])
+    return Cell(path, radius, a, b, row_of, lam, duals, None if value["w"] is None else f.reals("w", dim), slopes, inner)
+
+
+def _relaxation(value: Any, rows: int, where: str) -> tuple[list[list[list[float]]], list[Inner]]:
+    f = _Fields(value, where, "slopes inner?")
     slopes = []
-    if "relaxation" in value:
-        for r, row in enumerate(f.fields("relaxation", "slopes").items("slopes")):
-            g = _Fields({"row": row}, f"{where}.relaxation.slopes[{r}]", "row")
-            slopes.append([_Fields({"layer": v}, f"{g.where}[{l}]", "layer").reals("layer") for l, v in enumerate(g.items("row"))])
-        if len(slopes) > row_of.count(-1):
-            raise FormatError(f"{where}.relaxation: slopes for {len(slopes)} of {row_of.count(-1)} margin rows")
-    return Cell(path, radius, a, b, row_of, lam, duals, None if value["w"] is None else f.reals("w", dim), slopes)
+    for r, row in enumerate(f.items("slopes")):
+        g = _Fields({"row": row}, f"{where}.slopes[{r}]", "row")
+        slopes.append([_Fields({"layer": v}, f"{g.where}[{i}]", "layer").reals("layer") for i, v in enumerate(g.items("row"))])
+    if len(slopes) > rows:
+        raise FormatError(f"{where}: slopes for {len(slopes)} of {rows} margin rows")
+    inner = []
+    for i, entry in enumerate(f.items("inner") if "inner" in value else []):
+        g = _Fields(entry, f"{where}.inner[{i}]", "of by neurons inputs low up")
+        of, by = (_Fields({"n": [entry[k]]}, f"{g.where}.{k}", "n").integers("n")[0] for k in ("of", "by"))
+        neurons, inputs = g.integers("neurons"), g.integers("inputs")
+        low, up = g.table("low", len(inputs)), g.table("up", len(inputs))
+        if not len(low) == len(up) == len(neurons) or not 0 <= by < of or min([*neurons, *inputs], default=0) < 0:
+            raise FormatError(f"{g.where}: the tables do not fit their neurons, or by={by} does not come before of={of}")
+        inner.append(Inner(of, by, neurons, inputs, low, up))
+    return slopes, inner
 
 
 def _split(value: Any, dim: int, where: str) -> Split:

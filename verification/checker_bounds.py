@@ -15,11 +15,12 @@ Any slopes of the lines give a valid row, so they may come from the certificate;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from verification.certificate_format import Document, Split
+from verification.certificate_format import Document, Inner, Split
 from verification.checker_layers import (
     INFLATE,
     TINY,
@@ -63,9 +64,18 @@ def _interval(node: Node, sources: Sequence[tuple[Array, Array]]) -> tuple[Array
 class Bounds:
     """Proved bounds of every value over one cell, and rows on them."""
 
-    def __init__(self, network: Network, doc: Document, region: Region, splits: dict[int, list[Split]], known: dict[int, Array]) -> None:
-        """`known`: multipliers of similar regions by value, to start from; updated."""
+    def __init__(
+        self,
+        network: Network,
+        doc: Document,
+        region: Region,
+        splits: dict[int, list[Split]],
+        known: dict[int, Array],
+        inner: Sequence[Inner] = (),
+    ) -> None:
+        """`known`: multipliers of similar regions by value, to start from; updated. `inner`: slopes to try in the bounds of values."""
         self.network, self.region, self.known = network, region, known
+        self._inner = _by_value(network, inner)
         shape = network.shape_in
         self.x0 = np.array(doc.x0)
         low, high = widen(self.x0 + region.lo, self.x0 + region.hi)
@@ -117,10 +127,14 @@ class Bounds:
             index = wanted[start : start + width]
             A = np.zeros((2 * len(index), n))
             A[np.arange(len(index)), index], A[np.arange(len(index)) + len(index), index] = 1.0, -1.0
-            a, c, error = self.back(i, A.reshape(-1, *shape))
-            const, error = self._at_x0(a, c, error)
-            below = const - error - self.region.above(-a, search=False)[0]
-            below = below - 4 * U * (np.abs(const) + np.abs(below) + error)
+            a, const, error = self._at_x0(*self.back(i, A.reshape(-1, *shape)))
+            below = self._least(a, const, error)
+            if i in self._inner:  # the certificate's slopes, row by row where they are better
+                b, other, missed = self._at_x0(*self.back(i, A.reshape(-1, *shape), low=self._low_slopes(i, index)))
+                second = self._least(b, other, missed)
+                better = second > below
+                a, below = np.where(better[:, None], b, a), np.where(better, second, below)
+                const, error = np.where(better, other, const), np.where(better, missed, error)
             is_open = (below < 0).reshape(2, -1).all(0) if isinstance(layer, Rectifier) else np.ones(len(index), dtype=bool)
             rows = np.flatnonzero(np.tile(is_open, 2))
             places = np.concatenate([index[is_open], n + index[is_open]])
@@ -136,12 +150,36 @@ class Bounds:
         low, high = np.minimum(low, high), np.maximum(low, high)
         self.bounds[i] = self._cut(i, splits, low.reshape(shape), high.reshape(shape))
 
+    def _least(self, a: Array, const: Array, error: Array) -> Array:
+        """A lower bound of a·δ + const − error over ball and box."""
+        below = const - error - self.region.above(-a, search=False)[0]
+        out: Array = below - 4 * U * (np.abs(const) + np.abs(below) + error)
+        return out
+
+    def _low_slopes(self, i: int, index: NDArray[np.intp]) -> dict[int, Array]:
+        """The certificate's slopes for the lower, then the upper bounds of the neurons `index` of value i; the lines' own where it has none."""
+        out = {}
+        for place, table in self._inner[i]:
+            own, known = self.lines[place].low.ravel(), np.searchsorted(table.neurons, index)
+            found = np.array(table.neurons, dtype=int)[np.minimum(known, len(table.neurons) - 1)] == index
+            slopes = np.tile(own, (2, len(index), 1))
+            low, high = (v.ravel() for v in self.of(self.network.nodes[place].sources[0]))
+            open_ = np.array([j for j in range(len(table.inputs)) if low[table.inputs[j]] < 0 < high[table.inputs[j]]], dtype=int)
+            columns = np.array(table.inputs, dtype=int)[open_]
+            for side, values in enumerate((table.low, table.up)):
+                slopes[side][np.ix_(found, columns)] = np.array(values)[np.ix_(known[found], open_)]
+            out[place] = slopes.reshape(2 * len(index), -1)
+        return out
+
     # ------------------------------------------------------------------------------------------------------ steps 2 and 3: rows
 
-    def back(self, start: int, A: Array, slopes: Sequence[Array] | None = None) -> tuple[Array, Array, Array]:
+    def back(
+        self, start: int, A: Array, slopes: Sequence[Array] | None = None, low: Mapping[int, Array] | None = None
+    ) -> tuple[Array, Array, Array]:
         """(a (R, d), c (R,), error (R,)) with a·x + c − error ≤ A·v for all inputs x of the cell; A (R, *shape) over value `start`.
 
-        `slopes`: one flat array for every activation, in the network's order, to be used instead of the lines chosen here.
+        Instead of the lines chosen here, `slopes`: of every activation in the network's order, one flat array; `low`: by activation, (R, neurons) slopes of
+        the lines below it.
         """
         R = len(A)
         waiting: dict[int, Array] = {start: A}
@@ -159,7 +197,7 @@ class Bounds:
             elif isinstance(node.layer, MaxPool):
                 moved, step, missed = self._max(node.layer, node.sources[0], flat)
             else:
-                moved, step, missed = self._activation(i, flat, proposed.get(i))
+                moved, step, missed = self._activation(i, flat, proposed.get(i), None if low is None else low.get(i))
             c = c + step
             error = error + missed + U * np.abs(c)
             for j in node.sources:
@@ -183,10 +221,16 @@ class Bounds:
             missed = missed + kappa * (size @ layer.spread(self.size(source).reshape(layer.shape_in)).ravel())
         return layer.back(A), step, missed
 
-    def _activation(self, i: int, A: Array, slopes: Array | None) -> tuple[Array, Array, Array]:
+    def _activation(self, i: int, A: Array, slopes: Array | None, below: Array | None) -> tuple[Array, Array, Array]:
         node = self.network.nodes[i]
         (low, high), shape = self.of(node.sources[0]), self.network.shape(i)
-        if slopes is None:
+        if below is not None:
+            chosen, layer = self.lines[i], node.layer
+            assert isinstance(layer, Activation)
+            with np.errstate(all="ignore"):
+                at = layer.least(below, low.ravel(), high.ravel())
+            s, t = np.where(A >= 0, below, chosen.up.ravel()), np.where(A >= 0, at, chosen.up_at.ravel())
+        elif slopes is None:
             chosen = self.lines[i]
             s = np.where(A >= 0, chosen.low.ravel(), chosen.up.ravel())
             t = np.where(A >= 0, chosen.low_at.ravel(), chosen.up_at.ravel())
@@ -213,20 +257,21 @@ class Bounds:
         )
         return out.reshape(len(A), *layer.shape_in), step.sum(1), missed
 
-    def _at_x0(self, a: Array, c: Array, error: Array) -> tuple[Array, Array]:
-        """(a·x0 + c, its error)."""
+    def _at_x0(self, a: Array, c: Array, error: Array) -> tuple[Array, Array, Array]:
+        """(a, a·x0 + c, its error)."""
         total = c + a @ self.x0
-        return total, (
-            error + gamma(len(self.x0) + 2) * (np.abs(a) @ np.abs(self.x0)) + 2 * U * (np.abs(c) + np.abs(total))
-        ) * INFLATE + TINY
+        return (
+            a,
+            total,
+            (error + gamma(len(self.x0) + 2) * (np.abs(a) @ np.abs(self.x0)) + 2 * U * (np.abs(c) + np.abs(total))) * INFLATE + TINY,
+        )
 
     # ------------------------------------------------------------------------------------------------------------------ step 4
 
     def shortfall(self, start: int, q: Array, shift: float, row: Array, b: float, slopes: Sequence[Array] | None) -> float:
         """By how much row·δ + b ≤ q·v(δ) + shift is missed on the cell; ≤ 0 proves it."""
         with np.errstate(all="ignore"):
-            a, c, error = self.back(start, q.reshape(1, *self.network.shape(start)), slopes)
-            const, error = self._at_x0(a, c, error)
+            a, const, error = self._at_x0(*self.back(start, q.reshape(1, *self.network.shape(start)), slopes))
             D = row[None] - a
             error = error + U * (np.abs(D) @ self.region.size) + self.region.dim * TINY
             best = math.inf
@@ -239,3 +284,17 @@ class Bounds:
                 if best <= 0:
                     break
         return best
+
+
+def _by_value(network: Network, inner: Sequence[Inner]) -> dict[int, list[tuple[int, Inner]]]:
+    """{value: [(activation, slopes)]} for the tables that fit the network and whose neurons ascend; others are no help."""
+    places, out = network.activations(), dict[int, list[tuple[int, Inner]]]()
+    for table in inner:
+        if table.of >= len(places) or not table.neurons:
+            continue
+        value, place = network.nodes[places[table.of]].sources[0], places[table.by]
+        sizes = (math.prod(network.shape(value)), math.prod(network.shape(place)))
+        fits = all(v == sorted(set(v)) and v[-1] < size for v, size in zip((table.neurons, table.inputs), sizes, strict=True) if v)
+        if value >= 0 and place < value and fits:
+            out.setdefault(value, []).append((place, table))
+    return out

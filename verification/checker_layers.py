@@ -260,9 +260,13 @@ class Rectifier:
 
 @dataclass(frozen=True)
 class Tanh:
-    """φ(z) = tanh z: odd, convex below 0 and concave above. Values are python-flint's, rounded outwards."""
+    """φ(z) = tanh z: odd, convex below 0 and concave above. Values are python-flint's, rounded outwards.
+
+    Tangents are drawn from the next multiple of `grid` beyond the bound, a choice as good as any, because auto_LiRPA draws them from there.
+    """
 
     shape: Shape
+    grid: float = 0.01
 
     def interval(self, l: Array, u: Array) -> tuple[Array, Array]:
         return tanh_bounds(l)[0], tanh_bounds(u)[1]
@@ -271,12 +275,16 @@ class Tanh:
         a, b = np.tanh(l), np.tanh(u)
         middle = np.tanh((l + u) / 2)
         chord = np.where(u - l > 1e-6, (b - a) / np.where(u > l, u - l, 1), 1 - middle * middle)
-        low = np.where(u <= 0, 1 - middle * middle, np.where(l >= 0, chord, _touching(u)))
-        up = np.where(l >= 0, 1 - middle * middle, np.where(u <= 0, chord, _touching(-l)))
+        low = np.where(u <= 0, 1 - middle * middle, np.where(l >= 0, chord, _touching(self._beyond(u))))
+        up = np.where(l >= 0, 1 - middle * middle, np.where(u <= 0, chord, _touching(self._beyond(-l))))
         # between: the tangent from the far end, unless it touches outside [l, u], where the chord is the line
         low = np.where((l < 0) & (u > 0) & (1 - a * a >= chord), chord, low)
         up = np.where((l < 0) & (u > 0) & (1 - b * b >= chord), chord, up)
         return low, up
+
+    def _beyond(self, u: Array) -> Array:
+        out: Array = (np.floor(np.minimum(u, 1e6) / self.grid) + 1) * self.grid
+        return out
 
     def least(self, s: Array, l: Array, u: Array) -> Array:
         return -self.most(s, -u, -l)  # φ is odd
@@ -311,7 +319,7 @@ class Sigmoid:
         return widen(0.5 + low / 2, 0.5 + high / 2)
 
     def slopes(self, l: Array, u: Array) -> tuple[Array, Array]:
-        low, up = Tanh(self.shape).slopes(l / 2, u / 2)
+        low, up = Tanh(self.shape, 0.005).slopes(l / 2, u / 2)
         return low / 4, up / 4
 
     def least(self, s: Array, l: Array, u: Array) -> Array:

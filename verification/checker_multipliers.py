@@ -112,8 +112,8 @@ def _project(block: Block, v: Rough, weights: Rough) -> Rough:
     """Roughly the nearest point of a part's S to v, both multiplied by `weights` row by row."""
     right = block.right.astype(v.dtype) * weights
     if block.norm is None:
-        return np.asarray(np.minimum(v, right) if block.kind == "rows" else np.broadcast_to(right, v.shape))
-    return np.asarray(_onto_ball(block.norm, v + right, block.rho, weights) - right)
+        return np.minimum(v, right) if block.kind == "rows" else np.broadcast_to(right, v.shape)
+    return _onto_ball(block.norm, v + right, block.rho, weights) - right
 
 
 def _onto_ball(norm: NormSpec, v: Rough, rho: float, weights: Rough) -> Rough:

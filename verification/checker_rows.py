@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from verification.certificate_format import Cell, Document, FormatError, Split
+from verification.certificate_format import Cell, Document, FormatError, Inner, Split
 from verification.checker import exact, float_up
 from verification.checker_bounds import Bounds
 from verification.checker_layers import Add, Affine, Array
@@ -81,6 +81,7 @@ def check_rows(doc: Document, network: Network) -> Findings:
     """Level B: is every row of every cell a minorant there?"""
     out, known, stored = Findings(), dict[int, Array](), points(doc, network)
     cache: dict[tuple[float, tuple[Split, ...]], Bounds | str] = {}
+    inner = {(cell.radius, tuple(cell.path)): cell.inner for cells in doc.cells for cell in cells if cell.inner}
     for k, cells in enumerate(doc.cells):
         for i, cell in enumerate(cells):
             where = f"rivals[{k}].cells[{i}]"
@@ -88,7 +89,7 @@ def check_rows(doc: Document, network: Network) -> Findings:
             if key not in cache:
                 if len(cache) > 8:  # trees of splits have thousands of cells, each with bounds of its own
                     cache.clear()
-                cache[key] = _bounds(doc, network, cell, known)
+                cache[key] = _bounds(doc, network, cell, known, inner.get(key, ()))
             bounds = cache[key]
             if isinstance(bounds, str):
                 out.undecided.append(f"{where}: {bounds}")
@@ -100,7 +101,7 @@ def check_rows(doc: Document, network: Network) -> Findings:
     return out
 
 
-def _bounds(doc: Document, network: Network, cell: Cell, known: dict[int, Array]) -> Bounds | str:
+def _bounds(doc: Document, network: Network, cell: Cell, known: dict[int, Array], inner: Sequence[Inner]) -> Bounds | str:
     region = Region(doc, cell)
     if not region.bounded:
         return "the cell is not bounded, so that float64 cannot bound the network on it"
@@ -111,7 +112,7 @@ def _bounds(doc: Document, network: Network, cell: Cell, known: dict[int, Array]
             if place is None:
                 return f"the network has no value {s.index} before layer {s.at!r} to split on"
             splits.setdefault(place, []).append(s)
-    return Bounds(network, doc, region, splits, known)
+    return Bounds(network, doc, region, splits, known, inner)
 
 
 def _value_at(network: Network, split: Split) -> int | None:

@@ -21,11 +21,31 @@ if TYPE_CHECKING:
     from formulations.pieces import Part
 
 __all__ = [
-    "CellEvidence", "RivalEvidence", "Split", "WitnessEvidence",
-    "floats", "hexes", "norm_record", "part_record", "plain", "rival_record", "witness_record",
+    "CellEvidence", "InnerSlopes", "RivalEvidence", "Split", "WitnessEvidence",
+    "floats", "hexes", "inner_slopes", "norm_record", "part_record", "plain", "rival_record", "witness_record",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class InnerSlopes:
+    """Slopes of the lines below activation `by` in the bounds of what enters activation `of`: low, up (neurons, inputs) for lower and upper bounds."""
+
+    of: int
+    by: int
+    neurons: NDArray[np.intp]
+    inputs: NDArray[np.intp]
+    low: Array
+    up: Array
+
+
+def inner_slopes(of: int, by: int, slopes: Array) -> InnerSlopes:
+    """From (2, neurons, inputs), NaN where nothing is proposed."""
+    known = np.isfinite(slopes).all(0)
+    neurons, inputs = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
+    low, up = (np.nan_to_num(v[np.ix_(neurons, inputs)]) for v in slopes)
+    return InnerSlopes(of, by, neurons, inputs, low, up)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +60,7 @@ class CellEvidence:
     path     the splits that lead to the cell; row_of: −1 per margin row, else the place in the path of the split that the row states
     slopes   per margin row, per activation in the network's order, one slope per neuron: of the line that stands for it in the row. They help level B of
              the checker to derive the same row again; without them it chooses its own
+    inner    likewise for the bounds under the row; one cell's serve all cells of the same radius and path
     """
 
     radius: float
@@ -51,6 +72,7 @@ class CellEvidence:
     path: Sequence[Split] = ()
     row_of: Sequence[int] | None = None
     slopes: Sequence[Sequence[Array]] = ()
+    inner: Sequence[InnerSlopes] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,14 +114,16 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
     w = _from_box(a, lam, parts, duals, norm) if cell.w is None else np.asarray(cell.w, dtype=float)
     stored = [None if u is None or p.piece.kind in ("box", "custom") else hexes(np.maximum(u, 0.0) if p.piece.kind == "rows" else u)
               for p, u in zip(parts, duals, strict=True)]  # fmt: skip
-    record: dict[str, object] = {
+    record = {
         "path": [{"at": s.at, "index": s.index, "cut": float(s.cut).hex(), "side": s.side} for s in cell.path],
         "radius": float(cell.radius).hex(), "a": [hexes(row) for row in a], "b": hexes(b),
         "row_of": [-1] * len(b) if cell.row_of is None else [int(j) for j in cell.row_of],
         "lam": hexes(lam), "duals": stored, "w": None if w is None else hexes(w),
     }  # fmt: skip
     if len(cell.slopes) and all(np.isfinite(v).all() for row in cell.slopes for v in row):
-        record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes]}
+        inner = [{"of": w.of, "by": w.by, "neurons": w.neurons.tolist(), "inputs": w.inputs.tolist(),
+                  "low": [hexes(v) for v in w.low], "up": [hexes(v) for v in w.up]} for w in cell.inner]  # fmt: skip
+        record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes], "inner": inner}
     return record
 
 

@@ -27,8 +27,12 @@ from verification._lirpa_translate import blame, convert, float64_default, forge
 from verification.minorant import Minorant
 from verification.model import float64_copy, outputs
 
-SLACK = 1e-12  # of |b| + Σ|a||x0| and the margin's size, taken off every row: float64 rounding of the passes
+SLACK = 1e-11  # of |b| + Σ|a||x0| and the margin's size, taken off every row: float64 rounding of the passes, and the checker's bound of its own
+INNER = 1 << 20  # pairs of neurons of which slopes of intermediate bounds are handed on
 MEMORY = 1 << 30  # bytes of bound matrices in one chunk of inputs
+
+Slopes = tuple[Tensor, ...]
+Inner = dict[tuple[int, int], Tensor]
 
 
 class BoundMethod(Enum):
@@ -90,10 +94,12 @@ class BoundEngine:
         if len(done) == 1:
             return done[0]
         slopes = tuple(torch.cat(v) for v in zip(*(m.slopes for m in done), strict=False))
-        return Minorant(torch.cat([m.a for m in done]), torch.cat([m.b for m in done]), torch.cat([m.lower for m in done]), slopes)
+        inner = {pair: torch.cat([m.inner[pair] for m in done]) for pair in done[0].inner}
+        a, b, lower = (torch.cat([getattr(m, f) for m in done]) for f in ("a", "b", "lower"))
+        return Minorant(a, b, lower, slopes, inner)
 
     def _chunk(self, x: Tensor, Q: Tensor, s: Tensor, region: Region, how: BoundMethod) -> Minorant:
-        a, b, slopes = self._linear_bounds(x, Q, region, how)
+        a, b, slopes, inner = self._linear_bounds(x, Q, region, how)
         a, b = a.detach(), b.detach() + s
         flat = x.flatten(1)
         b = b + torch.einsum("nkd,nd->nk", a, flat)  # rows over the input become rows over the change
@@ -108,12 +114,11 @@ class BoundEngine:
             raise RuntimeError(f"bounds: row {k} of input {i} exceeds its margin at x0 ({float(b[i, k]):g} > {float(value[i, k]):g}); "
                                "a fault of the bound library.")  # fmt: skip
         nothing = torch.full_like(b, -torch.inf)
-        return Minorant(
-            torch.where(broken[..., None], 0.0, a), torch.where(broken, nothing, b), torch.where(broken, nothing, lower), slopes
-        )
+        a, b, lower = torch.where(broken[..., None], 0.0, a), torch.where(broken, nothing, b), torch.where(broken, nothing, lower)
+        return Minorant(a, b, lower, slopes, inner)
 
-    def _linear_bounds(self, x: Tensor, Q: Tensor, region: Region, how: BoundMethod) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """(A (n, K, d), bias (n, K), slopes) with A·z + bias ≤ Q f(z) for z ∈ x0 + R."""
+    def _linear_bounds(self, x: Tensor, Q: Tensor, region: Region, how: BoundMethod) -> tuple[Tensor, Tensor, Slopes, Inner]:
+        """(A (n, K, d), bias (n, K), slopes, inner slopes) with A·z + bias ≤ Q f(z) for z ∈ x0 + R."""
         net, n, K = self._bounded, len(x), Q.shape[1]
         net.repaired = not region.is_box
         watch = _set_perturbation()(x, region)
@@ -125,16 +130,22 @@ class BoundEngine:
                     asked["reuse_alpha"] = True
                 watch.last = None
                 lower = net.compute_bounds(method="IBP" if how is BoundMethod.IBP else "CROWN", **asked)[0].reshape(n, K)
-                slopes = _slopes(net, n, K) if how is BoundMethod.ALPHA_CROWN or region.coupling is not None else ()
+                fixed = (
+                    how is BoundMethod.CROWN
+                    and region.coupling is None
+                    and all("Relu" in type(node).__name__ for node in _activations(net))
+                )
+                slopes = () if fixed or how is BoundMethod.IBP else _slopes(net, n, K)
+                inner = _inner_slopes(net, n) if how is BoundMethod.ALPHA_CROWN else {}
             except (NotImplementedError, AssertionError, AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
                 raise InputError(blame(self.model, self.input_shape, error)) from error
             finally:
                 forget(net)
         if how is BoundMethod.IBP or watch.last is None:  # nothing linear is left of the input: the bound is a constant
-            return torch.zeros(n, K, self.dim, dtype=x.dtype, device=x.device), lower, ()
+            return torch.zeros(n, K, self.dim, dtype=x.dtype, device=x.device), lower, (), {}
         # The library's own record of the bias (0.3: `lbias`) leaves out what constants in the graph add, so the bias is what the bound is besides A's part.
         A, part = watch.last
-        return A.reshape(n, K, self.dim), lower - part.reshape(n, K), slopes
+        return A.reshape(n, K, self.dim), lower - part.reshape(n, K), slopes, inner
 
     def _check_parity(self, probe: Tensor) -> None:
         """The library's graph must compute the same function as the model."""
@@ -181,23 +192,38 @@ def _set_perturbation() -> Any:
     return SetPerturbation
 
 
-def _slopes(net: Any, n: int, K: int) -> tuple[Tensor, ...]:
+def _slopes(net: Any, n: int, K: int) -> Slopes:
     """Per activation (n, K, neurons): coefficient after the pass went through it over coefficient before, 0 where there is none; () when these are not kept."""
     out = []
-    for node in net._modules.values():
-        if type(node).__name__ not in ("BoundRelu", "BoundLeakyRelu", "BoundTanh", "BoundSigmoid"):
-            continue
-        before, after = node.lA, node.inputs[0].lA
-        if (
-            not isinstance(before, Tensor)
-            or not isinstance(after, Tensor)
-            or before.shape != after.shape
-            or len(node.inputs[0].output_name) != 1
-        ):
+    for node in _activations(net):
+        before, after, alone = getattr(node, "lA", None), getattr(node.inputs[0], "lA", None), len(node.inputs[0].output_name) == 1
+        if not (isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape and alone):
             return ()
         slope = torch.where(before == 0, 0.0, after / torch.where(before == 0, 1.0, before)).detach()
         out.append(slope.transpose(0, 1).reshape(n, K, -1))
     return tuple(out)
+
+
+def _inner_slopes(net: Any, n: int) -> Inner:
+    """The α of intermediate bounds, ReLU by ReLU, where the library keeps one for every pair of neurons."""
+    found, relus = {}, _activations(net)
+    for t, target in enumerate(relus):
+        for s, source in enumerate(relus[:t]):
+            alpha = getattr(source, "alpha", {}).get(target.inputs[0].name) if type(source).__name__ == "BoundRelu" else None
+            ends = [(v.lower.flatten(1) < 0) & (v.upper.flatten(1) > 0) for v in (target.inputs[0], source.inputs[0])]
+            wide = ends[0].shape[1] * ends[1].shape[1]
+            if alpha is None or alpha.numel() != 2 * n * wide or wide > INNER:
+                continue
+            slope = alpha.detach().reshape(2, -1, n, ends[1].shape[1]).permute(2, 0, 1, 3).clamp(0, 1)
+            usual = (source.inputs[0].upper + source.inputs[0].lower > 0).flatten(1)[:, None, None, :]
+            raised = ((slope != usual) & ends[1][:, None, None, :]).any(-1).any(1)  # the α may be why a neuron's sign is known
+            found[t, s] = torch.where((ends[0] | raised)[:, None, :, None] & ends[1][:, None, None, :], slope, torch.nan)
+    return found
+
+
+def _activations(net: Any) -> list[Any]:
+    """The elementwise nonlinear layers that the checker knows, in the order of evaluation."""
+    return [node for node in net._modules.values() if type(node).__name__ in ("BoundRelu", "BoundLeakyRelu", "BoundTanh", "BoundSigmoid")]
 
 
 def _bytes_per_input(net: Any, dim: int) -> int:
@@ -211,6 +237,6 @@ def _bytes_per_input(net: Any, dim: int) -> int:
         if len(shape) < 2 or not getattr(node, "inputs", None):
             continue
         size = prod(int(v) for v in shape[1:])
-        largest = max(largest, size * (dim if len(shape) == 4 else wide))
+        largest = max(largest, size * dim // 3 if len(shape) == 4 else size * wide)
         wide = max(wide, size)
     return 8 * 6 * largest

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,11 +15,14 @@ class Minorant:
     """``a_k·δ + b_k ≤ m_k(δ)`` for every δ of the region R_i that the rows were asked for, i < n, k < K; hence ``lower_k ≤ min_R m_k``.
 
     a (n, K, d), b (n, K), lower (n, K). Where the bounds broke down (NaN, overflow), a = 0 and b = lower = −∞: no bound.
-    slopes: of every activation in the network's order, (n, K, neurons), the slope of the line that stands for it in the row; empty where an independent
-    derivation needs none: fixed slopes on a region with closed forms.
+    What an independent derivation of the rows needs besides the weights; empty for rectifiers with fixed slopes on a region with closed forms:
+    slopes: of every activation in the network's order, (n, K, neurons), the slope of the line that stands for it in the row;
+    inner: {(t, s): (n, 2, neurons of t, neurons of s)}, the slopes of the lines below activation s in the lower and upper bounds of what enters activation t,
+    NaN where a neuron's sign is known.
     """
 
     a: Tensor
     b: Tensor
     lower: Tensor
     slopes: tuple[Tensor, ...] = ()
+    inner: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)

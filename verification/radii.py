@@ -10,7 +10,7 @@ import numpy as np
 
 from formulations.norms import Array, Norm
 from formulations.solution import Solution
-from verification.evidence import CellEvidence, RivalEvidence
+from verification.evidence import CellEvidence, InnerSlopes, RivalEvidence
 
 
 class SearchStop(Enum):
@@ -26,7 +26,8 @@ class CertifiedRow:
     """One margin row of one input: ``a·δ + b ≤ m_k(δ)`` for the δ ∈ C with ‖Wδ‖ ≤ radius (inf: on all of C), and the exact program min ‖Wδ‖ s.t. a·δ + b ≤ 0.
 
     lower = min(radius, solution.lower): no δ ∈ C nearer than that makes this row fall. Without bounds, `solution` is None and lower is 0.
-    slopes: of the lines in the row, activation by activation, where a certificate needs them.
+    slopes: of the lines in the row, activation by activation, where a certificate needs them; inner: of the lines in the bounds under it, in the first row
+    of those that share a radius.
     """
 
     rival: int
@@ -36,13 +37,14 @@ class CertifiedRow:
     solution: Solution | None
     lower: float
     slopes: tuple[Array, ...] = ()
+    inner: tuple[InnerSlopes, ...] = ()
 
     def evidence(self, method: str) -> RivalEvidence:
         """The row with its multipliers, as a certificate takes it."""
         if self.solution is None:
             return RivalEvidence((), method)
         cell = CellEvidence(self.radius, self.a, np.array([self.b]), self.solution.multipliers["margin"], self.solution.duals,
-                            slopes=[self.slopes] if self.slopes else ())  # fmt: skip
+                            slopes=[self.slopes] if self.slopes else (), inner=self.inner)  # fmt: skip
         return RivalEvidence((cell,), method)
 
 

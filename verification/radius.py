@@ -8,7 +8,7 @@ A bound is min(r, lower of the exact program): the rows hold within r, and `Solu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from formulations.programs import min_norm, relative_parts
 from formulations.sets.base import FEASIBILITY, ConvexSet
 from formulations.support import Region
 from verification.decision import Decision
+from verification.evidence import InnerSlopes, inner_slopes
 from verification.lirpa import BoundEngine, BoundMethod
 from verification.model import batch_of, decide, linearise, outputs, stack
 from verification.radii import CertifiedRadii, CertifiedRadius, CertifiedRow, SearchStop
@@ -86,7 +87,9 @@ def certified_radius(
     stop = search.run(tolerance, max_passes, seconds, progress)
     a, b, radius = (_by_input(v, real, per_rival) for v in (search.a, search.b, search.radius[:, None].expand_as(search.b)))
     slopes = [_by_input(v, real, per_rival) for v in search.slopes]
-    rows = _solve(a, b, slopes, radius, real.cpu().numpy(), chosen, norm, constraints, flat, jobs)
+    item = {(int(i), int(k)): j for j, (i, k) in enumerate(torch.nonzero(real).tolist())} if per_rival else {(i, 0): i for i in range(n)}
+    inner = {at: tuple(inner_slopes(t, s, v[j].cpu().numpy()) for (t, s), v in search.inner.items()) for at, j in item.items()}
+    rows = _solve(a, b, slopes, inner, radius, real.cpu().numpy(), chosen, norm, constraints, flat, jobs)
     name = how.name.lower().replace("_", "-")
     items = tuple(CertifiedRadius(tuple(r), float(v), name) for r, v in zip(rows, linear.amin(1), strict=True))
     return CertifiedRadii(items, norm, name, engine.passes - before, time.monotonic() - begun, stop)
@@ -135,7 +138,8 @@ def _by_input(v: Tensor, real: Tensor, per_rival: bool) -> Array:
 
 
 def _solve(
-    a: Array, b: Array, slopes: Sequence[Array], radius: Array, real: Array, decisions: Sequence[Decision], norm: Norm,
+    a: Array, b: Array, slopes: Sequence[Array], inner: Mapping[tuple[int, int], tuple[InnerSlopes, ...]], radius: Array, real: Array,
+    decisions: Sequence[Decision], norm: Norm,
     constraints: ConvexSet | None, flat: Array, jobs: int,
 ) -> list[list[CertifiedRow]]:  # fmt: skip
     """The exact program of every row that is a bound."""
@@ -150,7 +154,9 @@ def _solve(
             solution = found.get((i, k))
             lower = 0.0 if solution is None else max(0.0, min(float(radius[i, k]), solution.lower))
             lines = tuple(v[i, k] for v in slopes)
-            rows.append(CertifiedRow(int(rival), float(radius[i, k]), a[i, k], float(b[i, k]), solution, lower, lines))
+            rows.append(
+                CertifiedRow(int(rival), float(radius[i, k]), a[i, k], float(b[i, k]), solution, lower, lines, inner.get((i, k), ()))
+            )
         out.append(rows)
     return out
 

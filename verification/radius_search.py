@@ -37,7 +37,8 @@ class RadiusSearch:
         self.high += torch.inf
         self.radius = x.new_zeros(n)
         self.a, self.b = x.new_zeros(n, K, region.dim), x.new_full((n, K), -torch.inf)
-        self.slopes: tuple[Tensor, ...] = ()  # of the lines in these rows, where the engine tells them
+        self.slopes: tuple[Tensor, ...] = ()  # of the lines in these rows and in the bounds under them, where the engine tells them
+        self.inner: dict[tuple[int, int], Tensor] = {}
         self.last = x.new_full((2, n), torch.nan)  # (r, w − r) of the pass before, for secants
         self.open = torch.ones(n, dtype=torch.bool, device=x.device)
         self.passes = 0
@@ -70,10 +71,12 @@ class RadiusSearch:
         j = i[better]
         self.value[j], self.radius[j] = value[better], torch.where(covers, torch.inf, r)[better]
         self.a[j], self.b[j] = rows.a[better], rows.b[better]
-        if rows.slopes and not self.slopes:
+        if not self.slopes:
             self.slopes = tuple(v.new_zeros(len(self.open), *v.shape[1:]) for v in rows.slopes)
         for kept, v in zip(self.slopes, rows.slopes, strict=False):
             kept[j] = v[better]
+        for pair, v in rows.inner.items():
+            self.inner.setdefault(pair, v.new_full((len(self.open), *v.shape[1:]), torch.nan))[j] = v[better]
         self._bracket(i, r, w, covers, tolerance)
 
     def _bracket(self, i: Tensor, r: Tensor, w: Tensor, covers: Tensor, tolerance: float) -> None:
