@@ -43,7 +43,7 @@ class InnerSlopes:
 def inner_slopes(of: int, by: int, slopes: Array) -> InnerSlopes:
     """From (2, neurons, inputs), NaN where nothing is proposed."""
     known = np.isfinite(slopes).all(0)
-    neurons, inputs = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
+    neurons, inputs = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))  # type: ignore[call-overload]
     low, up = (np.nan_to_num(v[np.ix_(neurons, inputs)]) for v in slopes)
     return InnerSlopes(of, by, neurons, inputs, low, up)
 
@@ -123,7 +123,7 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
     if len(cell.slopes) and all(np.isfinite(v).all() for row in cell.slopes for v in row):
         inner = [{"of": w.of, "by": w.by, "neurons": w.neurons.tolist(), "inputs": w.inputs.tolist(),
                   "low": [hexes(v) for v in w.low], "up": [hexes(v) for v in w.up]} for w in cell.inner]  # fmt: skip
-        record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes], "inner": inner}
+        record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes], "inner": inner}  # type: ignore[assignment]
     return record
 
 
