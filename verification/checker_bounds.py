@@ -141,9 +141,8 @@ class Bounds:
             if len(rows):
                 store = self.known.setdefault(i, np.zeros((2 * n, self.region.K.shape[0])))
                 most, store[places] = self.region.above(-a[rows], store[places])
-                better = const[rows] - error[rows] - most  # type: ignore[assignment]
-                better = better - 4 * U * (np.abs(const[rows]) + np.abs(better) + error[rows])  # type: ignore[assignment]
-                below[rows] = np.fmax(below[rows], better)
+                raised = const[rows] - error[rows] - most
+                below[rows] = np.fmax(below[rows], raised - 4 * U * (np.abs(const[rows]) + np.abs(raised) + error[rows]))
             below = np.where(np.isnan(below), -np.inf, below)
             low[index] = np.maximum(low[index], below[: len(index)])
             high[index] = np.minimum(high[index], -below[len(index) :])
