@@ -41,7 +41,7 @@ from verification.checker_region import Region
 
 __all__ = ["Bounds", "enclose"]
 
-BLOCK = 1 << 25  # numbers in one matrix of rows
+BLOCK = 1 << 23  # numbers in one matrix of rows
 DUST = 2.0**-900  # far above what underflow can do to a row, per unit of the values
 
 
@@ -84,10 +84,10 @@ class Bounds:
         self.lines: dict[int, Lines] = {}
         for i, node in enumerate(network.nodes):
             if not isinstance(node.layer, Affine | Add):
-                self._refine(node.sources[0], node.layer, splits)
+                drawn = self._refine(node.sources[0], node.layer, splits)
             if isinstance(node.layer, Activation):
                 with np.errstate(all="ignore"):
-                    self.lines[i] = lines(node.layer, *self.of(node.sources[0]))
+                    self.lines[i] = lines(node.layer, *self.of(node.sources[0]), drawn)
             self.bounds.append(self._cut(i, splits, *_interval(node, [self.of(j) for j in node.sources])))
 
     def of(self, i: int) -> tuple[Array, Array]:
@@ -114,12 +114,15 @@ class Bounds:
         shape = self.network.shape(i)
         return low.reshape(shape), high.reshape(shape)
 
-    def _refine(self, i: int, layer: Activation | MaxPool, splits: dict[int, list[Split]]) -> None:
-        """Bounds of value i by rows, where it matters: for a rectifier only neurons whose sign is open."""
+    def _refine(self, i: int, layer: Activation | MaxPool, splits: dict[int, list[Split]]) -> tuple[Array, Array]:
+        """Bounds of value i by rows, where it matters: for a rectifier only neurons whose sign is open. They are kept where they beat the intervals.
+
+        Returns the bounds as the rows alone give them: on those the slopes are chosen, as CROWN does.
+        """
         if i < 0:
-            return
+            return self.source
         shape, n = self.network.shape(i), math.prod(self.network.shape(i))
-        low, high = (v.ravel().copy() for v in self.bounds[i])
+        low, high, first, last = (v.ravel().copy() for v in (*self.bounds[i], *self.bounds[i]))
         wanted = np.flatnonzero((low < 0) & (high > 0)) if isinstance(layer, Rectifier) else np.arange(n)
         wide = max((math.prod(self.network.shape(j)) for j in range(-1, i + 1)), default=n)
         width = max(1, BLOCK // (2 * wide))
@@ -144,10 +147,11 @@ class Bounds:
                 raised = const[rows] - error[rows] - most
                 below[rows] = np.fmax(below[rows], raised - 4 * U * (np.abs(const[rows]) + np.abs(raised) + error[rows]))
             below = np.where(np.isnan(below), -np.inf, below)
-            low[index] = np.maximum(low[index], below[: len(index)])
-            high[index] = np.minimum(high[index], -below[len(index) :])
+            first[index], last[index] = below[: len(index)], -below[len(index) :]
+        low, high = np.maximum(low, first), np.minimum(high, last)
         low, high = np.minimum(low, high), np.maximum(low, high)
         self.bounds[i] = self._cut(i, splits, low.reshape(shape), high.reshape(shape))
+        return self._cut(i, splits, first.reshape(shape), last.reshape(shape))
 
     def _least(self, a: Array, const: Array, error: Array) -> Array:
         """A lower bound of a·δ + const − error over ball and box."""

@@ -332,9 +332,9 @@ class Sigmoid:
 Activation = Rectifier | Tanh | Sigmoid
 
 
-def lines(layer: Activation, l: Array, u: Array) -> Lines:
-    """The layer's own choice."""
-    low, up = layer.slopes(l, u)
+def lines(layer: Activation, l: Array, u: Array, drawn: tuple[Array, Array]) -> Lines:
+    """The layer's own choice of slopes on the bounds `drawn`, proved on [l, u]."""
+    low, up = layer.slopes(*drawn)
     return Lines(low, layer.least(low, l, u), up, layer.most(up, l, u))
 
 

@@ -27,11 +27,11 @@ __all__ = ["Findings", "Point", "check_outputs", "points"]
 
 @dataclass
 class Findings:
-    """What a level found: refutations, and what it could not decide."""
+    """What a level found: refutations, what it could not decide, and what it still takes on trust (None: all that level A does)."""
 
     wrong: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
-    premises: tuple[str, ...] = ()
+    premises: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,26 +45,26 @@ def check_model(doc: Document, told: Mapping[str, str], path: str | Path, level:
         return Findings(
             [f"model.sha256: the certificate is about model {told['sha256'][:12]}…, not about {found[:12]}…, which this file holds"]
         )
-    if words is not None and not same_words(told["architecture"], words):
-        return Findings(undecided=[f"level {level}: the model file has the certificate's weights, but describes their layers otherwise"])
-    out = Findings()
+    if level == "A":
+        return Findings()
     try:
         network = file.network(doc.shape)
     except LayerError as error:
-        return out if level == "A" else Findings(undecided=[f"level {level}: {error}"])
+        return Findings(undecided=[f"level {level}: {error}"])
+    if words is not None and not same_words(told["architecture"], words):
+        return Findings(undecided=[f"level {level}: the model file has the certificate's weights, but describes their layers otherwise"])
     if network.shape(len(network.nodes) - 1) != (len(doc.outputs),):
         return Findings(
             undecided=[
                 f"level {level}: the network gives {network.shape(len(network.nodes) - 1)}, the certificate {len(doc.outputs)} outputs"
             ]
         )
+    out = Findings()
     for each, check in (("B", check_rows), ("C", check_outputs)):
         if level >= each:
             one = check(doc, network)
             out.wrong += _first(one.wrong)
             out.undecided += _first([f"level {each}: {why}" for why in one.undecided])
-    if level == "A":
-        return out
     premises = [] if level == "C" else ["outputs: as stored (level C)"]
     if words is None:
         premises.append("layers: wired as the model file says")
