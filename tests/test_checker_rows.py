@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from verification.checker_layers import Affine, Dense, Rectifier, Sigmoid, Tanh,
 from verification.checker_network import Network, Node, read_model, same_words, to_json
 from verification.checker_region import Region
 from verification.decision import Decision
+from verification.evidence import inner_slopes
 from verification.lirpa import BoundEngine
 from verification.radius import certified_radius
 
@@ -448,7 +450,9 @@ def certificate(
         a, b = rows.a[0, k].numpy(), rows.b[0, k : k + 1].numpy()
         solution = min_norm(a, b[0], norm, C, x0.ravel())[0]
         slopes = [[v[0, k].numpy() for v in rows.slopes]] if rows.slopes else []
-        evidence.append(RivalEvidence([CellEvidence(radius, a, b, solution.multipliers["margin"], solution.duals, slopes=slopes)], method))
+        inner = [inner_slopes(t, s, v[0].numpy()) for (t, s), v in rows.inner.items()] if k == 0 else []
+        cell = CellEvidence(radius, a, b, solution.multipliers["margin"], solution.duals, slopes=slopes, inner=inner)
+        evidence.append(RivalEvidence([cell], method))
     witness = None
     if flip is not None:
         y = evaluate(net, (x0 + flip)[None])[0]
@@ -841,3 +845,48 @@ def test_level_c_runs_without_torch_solver_and_bound_library(honest: Any, folder
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": valid" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------------ campaign
+
+CAMPAIGN: list[tuple[str, Any]] = [
+    ("none", None), ("box", Box(-0.6, 0.6)), ("change", Box(-0.2, 0.3, on="change")), ("polytope", Box(-1, 1) & Polytope(np.ones((1, 5)), [0.4])),
+    ("ball", LpBall(2, 0.3) & Box(-1, 1)), ("equal", Box(-1, 1) & Polytope(np.eye(5)[:1], [0.5], on="change", equal=(np.ones((1, 5)), [0.0]))),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(120))
+def test_campaign_random_networks(seed: int, folder: Path) -> None:
+    """Honest rows are derived again; rows that were raised above the network never are."""
+    rng = np.random.default_rng(seed)
+    act = [nn.ReLU, nn.ReLU, nn.Tanh, nn.Sigmoid, lambda: nn.LeakyReLU(0.1)][seed % 5]
+    widths = [5, *rng.integers(3, 20, rng.integers(1, 4)).tolist(), 3]
+    layers = [m for a, b in pairwise(widths[:-1]) for m in (nn.Linear(a, b), act())]
+    net = seeded(lambda: nn.Sequential(*layers, nn.Linear(widths[-2], 3)), (5,), seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(float(10 ** rng.uniform(-0.3, 0.5)))
+    x0 = rng.uniform(-0.3, 0.3, 5)
+    name, C = CAMPAIGN[int(rng.integers(len(CAMPAIGN)))]
+    if name == "polytope":
+        x0 -= 0.1
+    norm, method = [1, 2, "inf"][int(rng.integers(3))], ["crown", "crown", "alpha-crown"][int(rng.integers(3))]
+    radius, path = float(10 ** rng.uniform(-2, 0.3)), stored(net, folder, "campaign")
+    cert = certificate(net, x0, norm, radius, C, method)
+    report = verdict(cert.record, folder, path, "C")
+    print("campaign", name, norm, method, report)
+    assert report.status is not INVALID
+    for k in range(2):
+        doc = parse(cert.record)
+        head = nn.Sequential(net, nn.Linear(3, 1, bias=False)).double()
+        with torch.no_grad():
+            head[1].weight.copy_(torch.as_tensor(np.array(doc.rows[k]))[None])
+        a, b = np.array(doc.cells[k][0].a[0]), doc.cells[k][0].b[0]
+        delta = attacked(head, x0, a, norm, radius, C)
+        gap = float((head(torch.as_tensor(x0 + delta)).detach().numpy()[:, 0] - delta @ a).min()) + doc.shifts[k] - b
+        assert gap >= -1e-12
+        try:
+            assert verdict(raised(cert.record, k, gap + 1e-9), folder, path).status is not VALID
+        except RuntimeError:
+            continue

@@ -501,7 +501,11 @@ def check_record(
         from verification.checker_rows import check_model  # levels B and C build on this file
 
         found = check_model(doc, record["model"], model, level)
-        wrong, undecided, premises = wrong + found.wrong, undecided + found.undecided, premises if found.premises is None else found.premises
+        wrong, undecided, premises = (
+            wrong + found.wrong,
+            undecided + found.undecided,
+            premises if found.premises is None else found.premises,
+        )
     status = CheckStatus.INVALID if wrong else CheckStatus.CANNOT_DECIDE if undecided else CheckStatus.VALID
     return CheckReport(
         status, tuple(wrong or undecided), level, doc.lower, doc.upper, doc.verdict,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from verification.certificate_format import NormSpec
     from verification.checker_region import Block, Region
 
-STEPS, AGAIN = 150, 50  # from nothing, and from multipliers of a similar region
+STEPS, AGAIN = 150, 50  # from nothing, and from multipliers of a similar region; at effort 1, 2, …
+LONG = 150  # times 4^effort, in float64
 EVERY = 25
 Rough = NDArray[Any]
 
@@ -27,8 +28,8 @@ Rough = NDArray[Any]
 class Search:
     """The search over one region."""
 
-    def __init__(self, region: Region) -> None:
-        self.region, self.p = region, region.norm.p
+    def __init__(self, region: Region, effort: int) -> None:
+        self.region, self.p, self.effort, self.dtype = region, region.norm.p, effort, np.float64 if effort else np.float32
         s = region.scale
         data, row, column = region.K.data, region.K.row, region.K.column
         length = np.sqrt(np.bincount(row, (data / s[column]) ** 2, minlength=region.K.shape[0]))
@@ -36,10 +37,10 @@ class Search:
         for b in region.blocks:
             if b.norm is not None:  # a ball's rows are scaled together
                 self.weights[b.at] = self.weights[b.at].min()
-        self.K = region.K.scaled(self.weights, 1 / s, np.float32)
-        self.weights = self.weights.astype(np.float32)
-        self.lo, self.hi = (np.nan_to_num(v * s).astype(np.float32) for v in (region.lo, region.hi))
-        x = np.random.default_rng(0).normal(size=(1, region.dim)).astype(np.float32)
+        self.K = region.K.scaled(self.weights, 1 / s, self.dtype)
+        self.weights = self.weights.astype(self.dtype)
+        self.lo, self.hi = (np.nan_to_num(v * s).astype(self.dtype) for v in (region.lo, region.hi))
+        x = np.random.default_rng(0).normal(size=(1, region.dim)).astype(self.dtype)
         for _ in range(30):
             x = self.K.back(self.K.times(x))
             x /= np.linalg.norm(x) + 1e-30
@@ -49,25 +50,26 @@ class Search:
         """Multipliers (R, m) for rows A (R, d)."""
         region = self.region
         size = np.sqrt(((A / region.scale) ** 2).sum(1, keepdims=True)) + 1e-300
-        a = (A / region.scale / size).astype(np.float32)
-        u = np.zeros((len(A), region.K.shape[0]), np.float32) if start is None else (start / size / self.weights).astype(np.float32)
+        a = (A / region.scale / size).astype(self.dtype)
+        u = np.zeros((len(A), region.K.shape[0]), self.dtype) if start is None else (start / size / self.weights).astype(self.dtype)
+        steps = LONG * 4**self.effort if self.effort else STEPS if start is None or not start.any() else AGAIN
         v = np.zeros_like(a)
-        far = self._inside(a * np.float32(1e3 * np.abs(self.hi - self.lo).max()))
+        far = self._inside(a * self.dtype(1e3 * np.abs(self.hi - self.lo).max()))
         t = np.sqrt((far**2).mean()).clip(1e-12) * math.sqrt(region.dim) * 0.5
-        tau, sigma = np.float32(t / self.gain), np.float32(1 / (t * self.gain))
+        tau, sigma = self.dtype(t / self.gain), self.dtype(1 / (t * self.gain))
         best, value = u, self._value(a, u)
         total, count = np.zeros_like(u), 0
-        for step in range(1, (STEPS if start is None or not start.any() else AGAIN) + 1):
+        for step in range(1, steps + 1):
             new = self._inside(v + tau * (a - self.K.back(u)))
             y = u / sigma + self.K.times(2 * new - v)
             u = sigma * (y - np.concatenate([_project(b, y[:, b.at], self.weights[b.at]) for b in region.blocks], 1))
             v, total, count = new, total + u, count + 1
             if step % EVERY == 0:
-                for candidate in (u, total / np.float32(count)):
+                for candidate in (u, total / self.dtype(count)):
                     bound = self._value(a, candidate)
                     better = bound < value
                     best, value = np.where(better[:, None], candidate, best), np.where(better, bound, value)
-                u = best.copy() if step % (2 * EVERY) == 0 else u  # a restart, against swinging
+                u = best.copy() if not self.effort and step % (2 * EVERY) == 0 else u  # a restart, against swinging
                 total, count = np.zeros_like(u), 0
         found: Rough = best.astype(np.float64) * self.weights * size
         return found
@@ -87,20 +89,26 @@ class Search:
         if not math.isfinite(r) or self.p not in ("1", "2"):
             return x
         if self.p == "2":
-            for _ in range(4):
-                length = np.sqrt((x**2).sum(1, keepdims=True)) + np.float32(1e-30)
-                if (length <= r * 1.0001).all():
+            outside = (x**2).sum(1, keepdims=True) > r * r
+            scale = (r / np.sqrt((v**2).sum(1, keepdims=True) + 1e-30)).astype(self.dtype)
+            for _ in range(40 if self.effort else 4):  # from below: what the box stops leaves more of the ball to the others
+                y = v * scale
+                inside = np.clip(y, self.lo, self.hi)
+                free = inside == y
+                left = np.maximum(r * r - np.where(free, 0, inside * inside).sum(1, keepdims=True), 0)
+                fill = np.sqrt(left / (np.where(free, v * v, 0).sum(1, keepdims=True) + 1e-30)).astype(self.dtype)
+                if (fill <= scale).all():
                     break
-                v = v * np.minimum(1, np.float32(r) / length)
-                x = np.clip(v, self.lo, self.hi)
+                scale = np.maximum(scale, fill)
+            x = np.where(outside, np.clip(v * np.minimum(scale, 1), self.lo, self.hi), x)
             return x
         cap = np.where(v > 0, self.hi, -self.lo)
         theta = np.zeros((len(v), 1), v.dtype)
-        for _ in range(12):
+        for _ in range(60 if self.effort else 12):
             left = np.abs(v) - theta
             inside = np.clip(left, 0, cap)
-            over = inside.sum(1, keepdims=True) - np.float32(r)
-            if (over <= 1e-4 * r).all():
+            over = inside.sum(1, keepdims=True) - self.dtype(r)
+            if (np.abs(np.where(theta > 0, over, np.maximum(over, 0))) <= (1e-12 if self.effort else 1e-4) * r).all():
                 break
             moving = ((left > 0) & (left < cap)).sum(1, keepdims=True)
             theta = np.maximum(theta + np.where(over > 0, over, np.minimum(over, 0)) / np.maximum(moving, 1), 0)

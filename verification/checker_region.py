@@ -132,7 +132,8 @@ def dual_up(norm: NormSpec, w: Array) -> Array:
 class Region:
     """The changes of one cell (apart from its neuron splits)."""
 
-    def __init__(self, doc: Document, cell: Cell) -> None:
+    def __init__(self, doc: Document, cell: Cell, effort: int = 0) -> None:
+        """`effort`: 0, 1, 2, … how long multipliers of the parts that are no boxes are sought."""
         self.norm, self.dim, self.radius = doc.norm, len(doc.x0), cell.radius
         self.scale = np.ones(self.dim) if doc.norm.weights is None or doc.norm.groups else np.array(doc.norm.weights)
         hull = Hull(doc).within(doc, cell.path)
@@ -147,7 +148,7 @@ class Region:
         self.size = np.maximum(np.abs(self.lo), np.abs(self.hi))
         self.K, self.blocks = _couple(doc, cell.radius)
         self.K_size = self.K.absolute()
-        self._search = Search(self) if self.blocks and np.isfinite(self.size).all() else None
+        self._search = Search(self, effort) if self.blocks and np.isfinite(self.size).all() else None
 
     @property
     def bounded(self) -> bool:

@@ -30,6 +30,7 @@ from verification.checker_region import Region
 
 __all__ = ["Findings", "check_model", "check_outputs", "check_rows"]
 
+WORK = 1 << 25  # numbers in all multipliers and rows, times 4^effort, up to which better multipliers are sought: a minute or so
 MOST = 9  # reasons of one kind that are told
 
 
@@ -81,6 +82,7 @@ def check_rows(doc: Document, network: Network) -> Findings:
     """Level B: is every row of every cell a minorant there?"""
     out, known, stored = Findings(), dict[int, Array](), points(doc, network)
     cache: dict[tuple[float, tuple[Split, ...]], Bounds | str] = {}
+    patient = True
     inner = {(cell.radius, tuple(cell.path)): cell.inner for cells in doc.cells for cell in cells if cell.inner}
     for k, cells in enumerate(doc.cells):
         for i, cell in enumerate(cells):
@@ -95,14 +97,27 @@ def check_rows(doc: Document, network: Network) -> Findings:
                 out.undecided.append(f"{where}: {bounds}")
                 continue
             missed = _rows_missed(doc, network, bounds, cell, k)
+            for effort in (1, 2):  # better multipliers of the set; where they do not help once, they are not tried again
+                rows = sum(map(len, known.values()))
+                if (
+                    not missed
+                    or not patient
+                    or not bounds.region.blocks
+                    or rows * (bounds.region.dim + bounds.region.K.shape[0]) * 4**effort > WORK
+                ):
+                    break
+                cache[key] = better = _bounds(doc, network, cell, known, inner.get(key, ()), effort)
+                assert isinstance(better, Bounds)
+                missed = _rows_missed(doc, network, better, cell, k)
+                patient = effort < 2 or not missed
             out.undecided += [f"{where}: {why}" for why in missed]
             if missed:
                 out.wrong += [f"{where}: {why}" for why in _refuted(doc, network, cell, k, stored)]
     return out
 
 
-def _bounds(doc: Document, network: Network, cell: Cell, known: dict[int, Array], inner: Sequence[Inner]) -> Bounds | str:
-    region = Region(doc, cell)
+def _bounds(doc: Document, network: Network, cell: Cell, known: dict[int, Array], inner: Sequence[Inner], effort: int = 0) -> Bounds | str:
+    region = Region(doc, cell, effort)
     if not region.bounded:
         return "the cell is not bounded, so that float64 cannot bound the network on it"
     splits: dict[int, list[Split]] = {}

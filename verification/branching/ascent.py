@@ -21,16 +21,14 @@ from verification.branching.network import Lines, Network
 
 RATE, DECAY = 0.15, 0.95
 BETA = 2.0  # step of β in units of the layer's mean coefficient, per step of α
-MEMORY = 0.8  # of the running mean of the gaps
 REFRESH = 5  # steps between new multipliers u of the set
 
 
 @dataclass(frozen=True, eq=False)
 class Raised:
-    """The cells after the ascent, the gap that every ReLU's lines leave at the maximiser (per layer (n, h)), and that maximiser v (n, d)."""
+    """The cells after the ascent, and the change v (n, d) in the region at which the last row is least."""
 
     cells: Cells
-    gaps: tuple[Tensor, ...]
     point: Tensor
 
 
@@ -45,7 +43,6 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
     best = torch.full_like(offset, -INF)
     kept = (torch.zeros_like(cells.a), offset.clone(), *(v.clone() for v in (*slope, *beta)))
     reach = torch.zeros_like(offset)
-    gaps, weight = [torch.zeros_like(v) for v in slope], 0.0
     u, mu = None, None
     point = torch.zeros_like(cells.a)
     for step in range(max(steps, 1)):
@@ -76,17 +73,14 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
         for old, new in zip(kept, (A, const, *slope, *beta), strict=True):
             old[better] = new[better]
         point = v
-        weight = MEMORY * weight + 1
+        if step + 1 >= steps or bool((best > 0).all()):
+            break
         z, slopes, pulls = v, [], []
         for l in range(depth):
             z = z @ network.weights[l].T + network.shifts[l]
             slopes.append(heads[l].clamp(min=0) * z)
             pulls.append(-cells.sign[l] * z)
-            y = chosen[l] * z + (heads[l] < 0) * lines[l].cut
-            gaps[l] = MEMORY * gaps[l] + heads[l] * (z.clamp(min=0) - y)
-            z = y
-        if step + 1 >= steps or bool((best > 0).all()):
-            break
+            z = chosen[l] * z + (heads[l] < 0) * lines[l].cut
         rate = RATE * DECAY**step
         moves = adam.steps([*slopes, *pulls])
         for l in range(depth):
@@ -101,7 +95,7 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
         a=torch.where(better[:, None], a, cells.a), b=torch.where(better, b, cells.b), slack=torch.maximum(slack, cells.slack),
         slope=tuple(kept[2 : 2 + depth]), beta=tuple(kept[2 + depth :]),
     )  # fmt: skip
-    return Raised(raised, tuple(g / weight for g in gaps), point)
+    return Raised(raised, point)
 
 
 def _slack(b: Tensor, reach: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 r"""The radius by branch and bound:  v* = min ‖Wδ‖  s.t.  m_k(δ) ≤ 0 for some row k,  δ ∈ C,  for chains of affine maps and ReLUs.
 
-Questions at fixed radii, "does some row fall within R?" (verification/branching/tree.py), the first at the witness. A question that does not yield is asked
-at a smaller radius: bounds, rows and splits found within R hold there, so nothing starts again. One that closes raises the lower bound, and rows that
-closed at a larger radius are not asked again. Each time round a question may take twice as many cells before it shrinks.
+Questions at fixed radii, "does some row fall within R?" (verification/branching/tree.py), chosen by verification/branching/schedule.py. One that closes raises the
+lower bound; rows that closed at a larger radius are not asked again; flips met on the way lower the goal. A question is begun afresh at its own
+radius: the bounds of the whole region are then tighter, and trees smaller, than what a question at a larger radius leaves behind.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from formulations.support import Region
 from verification.attack.feasible import violation
 from verification.branching.answers import BranchingResult, BranchingStop, RowTree
 from verification.branching.network import Network
+from verification.branching.schedule import BACK, EASY, Schedule
 from verification.branching.tree import Effort, Tree
 from verification.decision import Decision
 from verification.exact.question import Question, Witness
 from verification.relu_chain import ReluChain
 
-FIRST = 48  # cells that the first question may split into before it shrinks
-HOPELESS = -0.6  # a root slack below which splitting does not begin
-SHRINK = 0.85  # of the radius at least kept when it shrinks
+SHARE = 0.6  # of the budgets that are left: what one question may take
 TOLERANCE = 1e-6
 FARTHEST = 2.0**40  # times the first radius: where a search without witness and without bounded set gives up
 
@@ -112,32 +111,45 @@ class _Search:
         zero = np.zeros(q.dim)
         if q.margins(zero)[0].min() <= 0 and violation(zero, q.parts) <= FEASIBILITY:
             return self._result(BranchingStop.CLOSED, at_start=True)
-        first = self._first_radius()
-        radius, quota, tree = first, FIRST, None
+        schedule, tree = Schedule(), None
+        first = radius = self._first_radius()
         try:
+            tree = self._plant(radius)
+            while tree.worst < EASY and radius > 1e-6 * first and time.perf_counter() < end:
+                radius *= BACK
+                tree = self._plant(radius)
             while True:
-                rows = [k for k, t in self.trees.items() if t.lower < radius]
-                tree = Tree(q, self.network, self.region, radius, rows, self.effort)
-                finished = self._ask(tree, quota, end, most)
-                self._credit(tree)
-                if self.lower == INF or self.lower >= self._goal():
-                    return self._result(BranchingStop.CLOSED)
-                if not finished:
-                    return self._result(BranchingStop.TIME if time.perf_counter() >= end else BranchingStop.NODES)
-                goal = self._goal()
-                if self._settled():
-                    return self._result(BranchingStop.UNRESOLVED)
-                quota *= 2
-                if goal == INF:
-                    radius = 2 * max(radius, self.lower)
-                    if radius > FARTHEST * first:
-                        return self._result(BranchingStop.BEYOND)
+                closed = self._ask(tree, schedule.quota, end, most)
+                if closed:
+                    self._credit(tree)
+                    schedule.closed.append((tree.radius, tree.nodes))
                 else:
-                    radius = goal if tree.radius >= radius * SAFE or goal - self.lower < 0.02 * goal else (self.lower + goal) / 2
+                    schedule.given_up.append((tree.radius, tree.nodes))
+                goal = self._goal()
+                if self.lower == INF or self.lower >= goal:
+                    return self._result(BranchingStop.CLOSED)
+                if time.perf_counter() >= end or self.nodes >= most:
+                    self._credit(tree)
+                    return self._result(BranchingStop.TIME if time.perf_counter() >= end else BranchingStop.NODES)
+                if closed and self._settled():
+                    return self._result(BranchingStop.UNRESOLVED)
+                if not closed:
+                    radius = min(schedule.after_giving_up(self.lower, tree.radius), goal)
+                elif goal < INF:
+                    radius = schedule.after_closing(self.lower, goal)
+                elif (radius := 2 * self.lower) > FARTHEST * first:
+                    return self._result(BranchingStop.BEYOND)
+                tree = self._plant(radius)
         except KeyboardInterrupt:
             if tree is not None:
                 self._credit(tree)
             return self._result(BranchingStop.INTERRUPTED)
+
+    def _plant(self, radius: float) -> Tree:
+        """The question at this radius, for the rows that are not known to stand within it."""
+        tree = Tree(self.question, self.network, self.region, radius, [k for k, t in self.trees.items() if t.lower < radius], self.effort)
+        tree.plant()
+        return tree
 
     def _goal(self) -> float:
         """The radius at which the question is the last one: just below the witness, or all of C. inf: there is neither."""
@@ -160,38 +172,25 @@ class _Search:
         linear = float(np.min(np.where(slopes > 0, b / np.maximum(slopes, 1e-300), INF)))
         return 2 * linear if np.isfinite(linear) else 1.0
 
-    def _ask(self, tree: Tree, quota: float, end: float, most: float) -> bool:
-        """Work on one question, at ever smaller radii, until it closes (True) or the budget is gone."""
-        before = self.nodes
+    def _ask(self, tree: Tree, quota: int, end: float, most: float) -> bool:
+        """Work on one question until it closes (True), outgrows its quota, or takes more than its share of what is left of the budgets."""
+        before, now = self.nodes, time.perf_counter()
+        late_at, last = now + SHARE * (end - now), before + SHARE * (most - before)
 
         def late() -> bool:
             self.nodes = before + tree.nodes
-            if self.progress is not None:
-                self.progress(self.lower, tree.radius, self.nodes)
-            return time.perf_counter() >= end or self.nodes >= most
-
-        tree.plant()
-        tree.pinch(late)
-        limit = tree.nodes + quota
-        while tree.open:
-            if late():
-                return False
-            if tree.worst < HOPELESS and tree.nodes <= limit - quota + 1e-9 and self._may_shrink(tree):
-                tree.shrink(max(SHRINK * tree.radius, (self.lower + tree.radius) / 2))
-                tree.pinch(late)
-            elif tree.nodes >= limit and self._may_shrink(tree):
-                tree.shrink(max(SHRINK * tree.radius, (self.lower + tree.radius) / 2))
-                limit = tree.nodes + quota
-            else:
-                tree.step()
             if tree.witness is not None and (self.witness is None or tree.witness.upper < self.witness.upper):
                 self.witness = tree.witness
-        late()
-        return True
+            if self.progress is not None:
+                self.progress(self.lower, tree.radius, self.nodes)
+            return time.perf_counter() >= late_at or self.nodes >= last or tree.nodes > quota
 
-    def _may_shrink(self, tree: Tree) -> bool:
-        """Is there room between what is proved and what is asked?"""
-        return tree.radius > max(self.lower * 1.01, 1e-12)
+        late()
+        tree.pinch(late)
+        while tree.open and not late():
+            tree.step(late)
+        late()
+        return not tree.open
 
     def _credit(self, tree: Tree) -> None:
         """Take over what a question proved of each of its rows; open cells count by their rows."""
@@ -215,9 +214,6 @@ class _Search:
             delta, upper = found.delta, found.upper
         lower = 0.0 if at_start else min(self.lower, upper)
         return BranchingResult(lower, upper, delta, stop, self.nodes, 0.0, tuple(self.trees.values()))
-
-
-SAFE = 1 - 1e-12
 
 
 def _nearest(question: Question) -> float:

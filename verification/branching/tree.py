@@ -1,7 +1,7 @@
 r"""One question, answered by trees: does some margin row fall within radius R?  One tree of ReLU splits per margin row, all of them in one queue.
 
 A cell is closed when its row cannot fall within R. Otherwise its neurons are bounded again over its cap, its row is raised, and where that no longer pays
-the cell is split at the ReLU whose lines leave the largest gap: z_j ≥ 0 on one side, z_j ≤ 0 on the other. A cell without open ReLUs is one activation
+the cell is split at a ReLU (verification/branching/choice.py): z_j ≥ 0 on one side, z_j ≤ 0 on the other. A cell without open ReLUs is one activation
 region: a convex program, solved exactly (verification/branching/region.py), so the method is complete.
 
 Everything known within a radius holds within a smaller one, so R may shrink at any time without a restart.
@@ -24,22 +24,26 @@ from verification.branching.answers import Leaf, Split
 from verification.branching.ascent import ascend
 from verification.branching.ball import Ball
 from verification.branching.cells import Cells, Pool
+from verification.branching.choice import scores, shortfall
 from verification.branching.narrowing import narrow, plain_bounds
 from verification.branching.network import Network
 from verification.branching.region import RegionProgram
 from verification.exact.question import Question, Witness
 
-CLOSE = 1e-7  # relative distance of a region's bound and a witness in it that will do
+BATCH = 1 << 21  # (neurons × inputs) of the cells of one batch: beyond, batching gains nothing and answers come late
+CLOSE = 4e-7  # relative distance of a region's bound and a witness in it that will do
 SAFE = 1 - 1e-9  # what rounding may take from a distance that was found in float64
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Where the work goes. root_steps, steps: evaluations per ascent at the root and elsewhere; batch: cells at once; rounds: of narrowing at the root, each
-    further one earned by a relative gain of the worst slack."""
+    """Where the work goes. root_steps, steps, trial_steps: evaluations per ascent at the root, in cells, and for each candidate of a split; batch: cells at
+    once; rounds: of narrowing at the root, each further one earned by a relative gain of some slack."""
 
     root_steps: int = 20
     steps: int = 8
+    trial_steps: int = 3
+    candidates: int = 6
     batch: int = 32
     rounds: int = 12
     gain: float = 0.03
@@ -65,6 +69,7 @@ class Tree:
         self._parents: list[tuple[int, Split | None]] = []
         self._heap: list[tuple[float, int, int]] = []
         self._pool, self._order = Pool(), 0
+        self._batch = max(4, min(effort.batch, BATCH // max(1, sum(network.widths) * network.dim)))
         self._program: RegionProgram | None = None
 
     @property
@@ -119,9 +124,9 @@ class Tree:
 
     # ------------------------------------------------------------------------------------------------------------------- search
 
-    def step(self) -> None:
+    def step(self, late: Callable[[], bool]) -> None:
         """Narrow, raise and split the cells with the smallest slacks."""
-        cells = self._pop(self.effort.batch)
+        cells = self._pop(self._batch)
         if cells is None:
             return
         raised = ascend(self.network, self.ball, narrow(self.network, self.ball, cells), self.effort.steps)
@@ -132,43 +137,70 @@ class Tree:
         if not len(cells):
             return
         if not self.network.depth:
-            for i in range(len(cells)):
-                self._solve(cells.take(torch.tensor([i])))
-            return
-        gaps = torch.cat(raised.gaps, 1)[live]
-        score = torch.where(torch.cat(cells.open_neurons(), 1), gaps.clamp(min=0) + 1e-12, -1.0)
-        best, at = score.max(1)
-        for i in torch.nonzero(best < 0).flatten().tolist():
-            self._solve(cells.take(torch.tensor([i], device=best.device)))
-        split = torch.nonzero(best > 0).flatten()
-        if len(split):
-            children = self._split(cells.take(split), at[split])
+            return self._solve_all(cells, late)
+        score = scores(self.network, cells)
+        splittable = score.amax(1) > 0
+        self._solve_all(cells.take(torch.nonzero(~splittable).flatten()), late)
+        cells, score = cells.take(torch.nonzero(splittable).flatten()), score[splittable]
+        if len(cells):
+            children = self._split(cells, self._choose(cells, score))
             self.nodes += len(children)
             self._push(self._close(ascend(self.network, self.ball, children, self.effort.steps).cells))
 
+    def _choose(self, cells: Cells, score: Tensor) -> Tensor:
+        """A neuron (over all layers) per cell."""
+        n, count = len(cells), min(self.effort.candidates, score.shape[1])
+        best = score.topk(count, 1)
+        if count == 1:
+            return best.indices[:, 0]
+        every = cells.take(torch.arange(n, device=score.device).repeat_interleave(count))
+        sides = replace(
+            self._sides(every, self._places(best.indices.flatten())),
+            slack=torch.full_like(score[:, :1], -INF).expand(n, 2 * count).reshape(-1),
+        )
+        slack = ascend(self.network, self.ball, sides, self.effort.trial_steps).cells.slack.view(2, n, count)
+        missing = torch.where(best.values > 0, shortfall(slack), INF)
+        return best.indices.gather(1, missing.argmin(1, keepdim=True))[:, 0]
+
     def _split(self, cells: Cells, at: Tensor) -> Cells:
-        """Both sides of neuron `at` (counted over all layers) of every cell."""
-        where = at.tolist()
-        places: list[tuple[int, int]] = []
-        for j in where:
+        """Both sides of neuron `at` of every cell, written down."""
+        places, first = self._places(at), len(self._parents)
+        parents = cells.node.tolist()
+        for sign in (1, -1):
+            self._parents += [(parent, (l, j, sign)) for parent, (l, j) in zip(parents, places, strict=True)]
+        for k in cells.row.tolist():
+            self.books[k].open += 1
+        return replace(self._sides(cells, places), node=torch.arange(first, len(self._parents), device=at.device))
+
+    def _places(self, at: Tensor) -> list[tuple[int, int]]:
+        """(layer, neuron) of neurons counted over all layers."""
+        out = []
+        for j in at.tolist():
             layer = 0
             while j >= self.network.widths[layer]:
                 j -= self.network.widths[layer]
                 layer += 1
-            places.append((layer, j))
+            out.append((layer, j))
+        return out
+
+    def _sides(self, cells: Cells, places: list[tuple[int, int]]) -> Cells:
+        """The cells on the side z ≥ 0 of their neuron, then all of them on the side z ≤ 0."""
         sides = []
         for sign in (1, -1):
             lower, upper, signs = ([v.clone() for v in layers] for layers in (cells.lower, cells.upper, cells.sign))
             for i, (l, j) in enumerate(places):
                 signs[l][i, j] = sign
                 (lower if sign > 0 else upper)[l][i, j] = 0.0
-            first = len(self._parents)
-            self._parents += [(int(parent), (l, j, sign)) for parent, (l, j) in zip(cells.node.tolist(), places, strict=True)]
-            node = torch.arange(first, first + len(where), device=at.device)
-            sides.append(replace(cells, lower=tuple(lower), upper=tuple(upper), sign=tuple(signs), node=node))
-        for k in cells.row.tolist():
-            self.books[k].open += 1
+            sides.append(replace(cells, lower=tuple(lower), upper=tuple(upper), sign=tuple(signs)))
         return Cells.cat(sides)
+
+    def _solve_all(self, cells: Cells, late: Callable[[], bool]) -> None:
+        for i in range(len(cells)):
+            cell = cells.take(torch.tensor([i], device=cells.b.device))
+            if i and late():
+                self._push(cell)
+            else:
+                self._solve(cell)
 
     def _solve(self, cell: Cells) -> None:
         """One activation region: the exact program. A flip nearer than R shrinks the question to it."""
@@ -186,7 +218,8 @@ class Tree:
         self.books[k].leaves.append(Leaf(self.path(int(cell.node[0])), leaf[0], leaf[1], self.radius, lower, leaf[2], leaf[3]))
         self.books[k].open -= 1
         if lower < self.radius:
-            self._offer(solution.delta)
+            for further in (1.0, 1 + CLOSE / 8, 1 + CLOSE / 2):
+                self._offer(solution.delta * further)
             size = 1 + float(np.abs(b).max(initial=0.0))
             for depth in (1e-9 * size, 1e-8 * size):
                 if self.witness is None or self.witness.upper > lower * (1 + CLOSE):

@@ -1,0 +1,53 @@
+r"""Which radius to ask about next.
+
+A question grows fast with its radius: by about a third in cells for every per cent, on networks measured so far, and that rate is fitted as questions close. So the
+next radius is the one at which a question should cost four times the last that closed; what all questions cost together is then about 4/3 of the last. A question that
+grows far beyond that is given up for one half way back. The first radius is the goal itself unless the rows at the root miss by too much: the worst
+slack (b/σ − 1, verification/branching/cells.py) falls smoothly with the radius and costs next to nothing to look at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import log
+
+EASY = -1.0  # worst slack of the root cells above which most questions close soon
+BACK = 0.85  # first steps back
+TIMES = 4.0  # cost of a question, in the last one's
+PATIENCE = 8.0  # and where it is given up
+FEWEST = 96  # cells that every question may have
+RATE, SLOWEST, FASTEST = 26.0, 8.0, 80.0  # d log(cells) / d log(radius): at first, and at least, at most
+
+
+@dataclass
+class Schedule:
+    """What was asked and how it went: (radius, cells), nearest first. `lower`: nothing flips within it."""
+
+    closed: list[tuple[float, int]] = field(default_factory=list)
+    given_up: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def quota(self) -> int:
+        """Cells after which the next question is given up."""
+        return max(FEWEST, int(PATIENCE * self.closed[-1][1])) if self.closed else FEWEST * 2 ** min(len(self.given_up), 20)
+
+    def rate(self) -> float:
+        """The growth between the last two questions that closed and were not trivial."""
+        hard = [(r, n) for r, n in self.closed if n >= 16]
+        if len(hard) < 2 or not hard[-1][0] > hard[-2][0]:
+            return RATE
+        (r0, n0), (r1, n1) = hard[-2:]
+        return min(max(log(n1 / n0) / (r1 / r0 - 1), SLOWEST), FASTEST)
+
+    def after_closing(self, lower: float, goal: float) -> float:
+        """The next radius after a question closed at `lower` < goal."""
+        radius = lower * (1 + log(TIMES) / self.rate())
+        beaten = [r for r, n in self.given_up if r > lower and n * 2 > self.quota]
+        if beaten:
+            radius = min(radius, (lower + min(beaten)) / 2)
+        return goal if radius > goal * 0.98 and not any(r >= goal * 0.999 for r in beaten) else min(radius, goal)
+
+    @staticmethod
+    def after_giving_up(lower: float, radius: float) -> float:
+        """The next radius after a question at `radius` was given up."""
+        return (lower + radius) / 2 if lower > 0 else BACK * radius
