@@ -65,6 +65,15 @@ _HOME = {
     "RateDistortion": "lde_cvx.rate_distortion",
     "Certificate": "verification.certificate",
     "LagrangeDualExplainer": "lde_cvx.explainer",
+    "dual_ascent": "lde_cvx.dual_ascent",
+    "SecondOrder": "lde_cvx.second_order",
+    "suggested_temperature": "lde_cvx.second_order",
+    "quadratic_radii": "verification.curvature",
+    "QuadraticModel": "formulations.quadratic",
+    "min_norm_quadratic": "formulations.quadratic",
+    "fenchel_min_norm": "formulations.fenchel",
+    "diagnose": "formulations.kkt",
+    "PriceFlag": "formulations.kkt",
     "Explanation": "lde_cvx.explanation",
     "Verdict": "verification.checker",
     "load_model": "lde_cvx.models",
@@ -74,19 +83,25 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from formulations.errors import DependencyError, InputError
+    from formulations.fenchel import fenchel_min_norm
+    from formulations.kkt import PriceFlag, diagnose
     from formulations.norms import GroupNorm, Norm
     from formulations.programs import min_norm
+    from formulations.quadratic import QuadraticModel, min_norm_quadratic
     from formulations.semantic import Schema
     from formulations.sets import Box, ConvexSet, Ellipsoid, Everything, Frozen, LpBall, Polytope, Simplex, Subspace, TotalVariation
     from formulations.status import Status
+    from lde_cvx.dual_ascent import dual_ascent
     from lde_cvx.explainer import LagrangeDualExplainer
     from lde_cvx.explanation import Explanation
     from lde_cvx.leg import LEG, LEGTV
     from lde_cvx.models import load_model
     from lde_cvx.rate_distortion import RateDistortion
+    from lde_cvx.second_order import SecondOrder, suggested_temperature
     from verification.attack import find_witness
     from verification.certificate import Certificate
     from verification.checker import Verdict
+    from verification.curvature import quadratic_radii
     from verification.decision import Decision
     from verification.exact import exact_radius
     from verification.radius import certified_radius

@@ -27,6 +27,8 @@ from formulations.solution import Solution
 from formulations.status import Status
 from lde_cvx.explanation import Explanation
 from lde_cvx.inputs import Batch, check_inside, read_batch
+from lde_cvx.price_reading import BindingProgram
+from lde_cvx.second_order import check_order, with_second_order
 from verification.attack import Budget, Witness, find_witness
 from verification.certificate import Certificate, ModelRecord
 from verification.checker import Verdict
@@ -54,6 +56,7 @@ class LagrangeDualExplainer:
     norm         1, 2, "inf" or a `Norm`; constraints: a convex set, a function x0 → set, or None for all changes
     method       "crown", "ibp" or "alpha-crown" bound the network; "linear" certifies nothing and is quick
     target       explain the flip towards this class alone; None: whichever rival is nearest
+    order        2 adds the quadratic model's radius and its validity (`Explanation.quadratic`); temperature: of the softened ReLUs whose Hessian it takes
     decision     a `Decision`, or a function outputs (m,) → `Decision`, instead of "the predicted class stays ahead"
     time_limit   seconds for the witness search of a batch, and per convex program
     Raises InputError on an unknown method, norm or order, and on a model with weights that are not finite.
@@ -72,13 +75,13 @@ class LagrangeDualExplainer:
         device: str | torch.device | None = None,
         seed: int = 0,
         feature_names: Sequence[str] | None = None,
+        temperature: float | None = None,
     ) -> None:
         if method in PLANNED:
             raise InputError(f"method={method!r} is not available yet; use one of {', '.join(METHODS)}.")
         if method not in METHODS:
             raise InputError(f"method={method!r} is not known; use one of {', '.join(METHODS)}.")
-        if order != 1:
-            raise InputError(f"order={order} is not available; use order=1.")
+        check_order(order, temperature)
         if target is not None and decision is not None:
             raise InputError(f"target={target} and a decision were both given; a decision names its own rivals, leave one of the two out.")
         if time_limit is not None and not time_limit > 0:
@@ -86,7 +89,7 @@ class LagrangeDualExplainer:
         if constraints is not None and not isinstance(constraints, ConvexSet) and not callable(constraints):
             raise InputError(f"constraints: got {type(constraints).__name__}; give a convex set, a function x0 -> set, or None.")
         self.model = float64_copy(model, device)
-        self.norm, self.constraints, self.method, self.order = Norm.of(norm), constraints, method, order
+        self.norm, self.constraints, self.method, self.order, self.temperature = Norm.of(norm), constraints, method, order, temperature
         self.target, self.decision, self.time_limit, self.device, self.seed = target, decision, time_limit, device, seed
         self.feature_names = None if feature_names is None else tuple(feature_names)
         self._identity = ModelRecord.of(model)
@@ -183,7 +186,7 @@ class LagrangeDualExplainer:
             radius = None if radii is None else radii[i]
             found.append(self._explanation(batch, i, decisions[i], C, linear[i], witnesses[i], radius, (time.monotonic() - begun) / n))
             tell("certificates", i + 1, n)
-        return found
+        return with_second_order(self.model, batch.x, found, C, self.temperature) if self.order == 2 else found
 
     def _explanation(
         self, batch: Batch, i: int, decision: Decision, C: ConvexSet | None, linear: _Linear, witness: Witness, radius: CertifiedRadius | None,
@@ -199,9 +202,9 @@ class LagrangeDualExplainer:
             )  # fmt: skip
             lower, upper = certificate.lower, certificate.upper
             row = radius.nearest
-            binding, a, target = row.solution, row.a, row.rival
+            binding, a, b, target = row.solution, row.a, row.b, row.rival
         else:
-            binding, a, target = linear.solution, linear.a, linear.rival
+            binding, a, b, target = linear.solution, linear.a, linear.b, linear.rival
         validity, fraction = linear_validity(linear.radius * (1 - SOLVER), lower, upper)
         reachable = binding is not None and np.isfinite(lower) and np.isfinite(binding.value)
         scores = float(binding.multipliers["margin"].sum()) * np.abs(a) if reachable and binding is not None else np.zeros(x0.size)
@@ -211,6 +214,7 @@ class LagrangeDualExplainer:
             prices={} if binding is None else dict(binding.prices), witness=point, verdict=Verdict.of(lower, upper), certificate=certificate,
             linear_radius=linear.radius, linear_validity=validity[0], linear_certified_fraction=float(fraction[0]), seconds=seconds,
             feature_names=self.feature_names,
+            binding=None if binding is None else BindingProgram.of(self.norm, a, b, C, x0, binding),
         )  # fmt: skip
 
     def _evidence(self, point: Array | None, x0: Array, witness: Witness) -> WitnessEvidence | None:
@@ -236,7 +240,7 @@ class LagrangeDualExplainer:
             solved = min_norm(a[i, :rows], b[i, :rows], self.norm, C, np.tile(x, (rows, 1)), time_limit=self.time_limit)
             values = [INF if r.status is Status.INFEASIBLE else r.value for r in solved]
             k = int(np.argmin(values))
-            out.append(_Linear(float(values[k]), a[i, k], int(decision.rivals[k]), solved[k]))
+            out.append(_Linear(float(values[k]), a[i, k], float(b[i, k]), int(decision.rivals[k]), solved[k]))
             tell("linearised programs", i + 1, len(batch))
         return out
 
@@ -247,6 +251,7 @@ class _Linear:
 
     radius: float
     a: Array
+    b: float
     rival: int
     solution: Solution
 

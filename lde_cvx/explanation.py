@@ -23,6 +23,9 @@ from verification.validity import Validity
 if TYPE_CHECKING:
     import pandas as pd
 
+    from formulations.kkt import KktDiagnosis, PriceFlag
+    from lde_cvx.price_reading import BindingProgram
+    from lde_cvx.second_order import SecondOrder
     from verification.certificate import Certificate
     from verification.decision import Decision
 
@@ -43,6 +46,9 @@ class Explanation:
     linear_radius    value of the linearised program over C; +inf when it has no solution. Not certified: see `linear_validity`
     linear_validity  of the linearised radius, less 1e-6 of it (the solver's accuracy)
     linear_certified_fraction   largest fraction of it, at most 1, that the bounds certify
+    quadratic_radius    value of the quadratic model over C, with order=2; None when not asked for, NaN when none was found. Not certified: see `quadratic`
+    quadratic           that model's record: validity, certified fraction, both sides of its optimum, and whether the Hessian vanishes
+    binding             the program that `multipliers` solve; its `diagnosis` says when λ may be read as a price
     """
 
     x0: Array
@@ -64,6 +70,8 @@ class Explanation:
     linear_certified_fraction: float
     seconds: float
     quadratic_radius: float | None = None
+    quadratic: SecondOrder | None = field(default=None, repr=False)
+    binding: BindingProgram | None = field(default=None, repr=False)
     feature_names: Sequence[str] | None = field(default=None, repr=False)
 
     @property
@@ -77,6 +85,21 @@ class Explanation:
     def margin_multiplier(self) -> float:
         """λ of the margin row: distance per unit of margin."""
         return float(np.sum(self.multipliers.get("margin", 0.0)))
+
+    @property
+    def diagnosis(self) -> KktDiagnosis | None:
+        """KKT residuals, active set and flags of the program that `multipliers` solve; None where there is none. Solves a small program on first use."""
+        return None if self.binding is None else self.binding.diagnosis
+
+    @property
+    def price_flags(self) -> tuple[PriceFlag, ...]:
+        """Why λ is not the derivative of that program's value, and notes; every flag's value is the advice. Whatever they say, λ is a slope of a minorant."""
+        return () if self.diagnosis is None else self.diagnosis.flags
+
+    @property
+    def is_price(self) -> bool:
+        """May λ be read as a price: what one more unit of margin adds to the certified program's value, the same on both sides?"""
+        return self.diagnosis is not None and self.diagnosis.is_price
 
     @property
     def change(self) -> Array | None:
@@ -104,6 +127,8 @@ class Explanation:
             "lower": self.lower, "upper": self.upper, "gap": self.gap, "target": self.target, "outputs": self.outputs.tolist(),
             "linear_radius": self.linear_radius, "linear_validity": self.linear_validity.name.lower(),
             "linear_certified_fraction": self.linear_certified_fraction, "quadratic_radius": self.quadratic_radius,
+            "quadratic_validity": None if self.quadratic is None else self.quadratic.validity.name.lower(),
+            "quadratic_certified_fraction": None if self.quadratic is None else self.quadratic.certified_fraction,
             "multipliers": {k: np.asarray(v).tolist() for k, v in self.multipliers.items()},
             "prices": {k: np.asarray(v).tolist() for k, v in self.prices.items()},
             "scores": self.scores.tolist(), "input": self.x0.tolist(), "witness": None if self.witness is None else self.witness.tolist(),
@@ -113,8 +138,11 @@ class Explanation:
     def __repr__(self) -> str:
         return (
             f"Explanation({self.norm.label}: {self.lower:.4g} ≤ distance ≤ {self.upper:.4g}, gap {self.gap:.1%}, target {self.target}, "
-            f"linearised {self.linear_radius:.4g} ({self.linear_validity.name.lower()}), {self.verdict.name})"
+            f"linearised {self.linear_radius:.4g} ({self.linear_validity.name.lower()}){self._quadratic_words()}, {self.verdict.name})"
         )
+
+    def _quadratic_words(self) -> str:
+        return "" if self.quadratic is None else f", quadratic {self.quadratic.radius:.4g} ({self.quadratic.validity.name.lower()})"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -124,7 +152,7 @@ class Explanation:
         return (
             f"<div><b>{html.escape(self.norm.label)}: {self.lower:.4g} ≤ distance ≤ {self.upper:.4g}</b> &nbsp; gap {self.gap:.1%}<br>"
             f"{html.escape(self.decision.label)}; binding rival {self.target}<br>"
-            f"linearised radius {self.linear_radius:.4g}: {self.linear_validity.name.lower()} (not certified by itself)<br>"
+            f"linearised radius {self.linear_radius:.4g}: {self.linear_validity.name.lower()}{self._quadratic_words()} (not certified by themselves)<br>"
             f"<i>{html.escape(self.verdict.value)}</i>"
             f"<table><tr><th style='text-align:left'>feature</th><th>value</th><th>score λ|a|</th><th>witness</th></tr>{rows}</table></div>"
         )

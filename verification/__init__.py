@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from verification.attack import find_witness
     from verification.certificate import Certificate
     from verification.checker import CheckReport, CheckStatus, Verdict, check_file
+    from verification.curvature import margin_curvature, quadratic_radii
     from verification.decision import Decision
     from verification.exact import exact_radius
     from verification.radius import certified_radius
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Certificate": "certificate", "CheckReport": "checker", "CheckStatus": "checker", "Decision": "decision", "Verdict": "checker",
     "certified_radius": "radius", "check_file": "checker", "exact_radius": "exact",
-    "find_witness": "attack",
+    "find_witness": "attack", "margin_curvature": "curvature", "quadratic_radii": "curvature",
 }  # fmt: skip
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "check_file",
     "exact_radius",
     "find_witness",
+    "margin_curvature",
+    "quadratic_radii",
 ]
 
 

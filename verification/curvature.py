@@ -160,6 +160,11 @@ def quadratic_radii(
     return answers
 
 
+_RELU = frozenset({nn.functional.relu, nn.functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_})
+_LEAKY = frozenset({nn.functional.leaky_relu, nn.functional.leaky_relu_})
+SOFTENED_CALLS = _RELU | _LEAKY
+
+
 class Softened(nn.Module):
     """The same network with every ReLU (module or function, leaky ones too) run as T·log(1 + e^{z/T}): within T·log 2 of it, and twice differentiable.
 
@@ -180,18 +185,15 @@ class Softened(nn.Module):
 
 
 class _Soften(TorchFunctionMode):
-    _RELU = frozenset({nn.functional.relu, nn.functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_})
-    _LEAKY = frozenset({nn.functional.leaky_relu, nn.functional.leaky_relu_})
-
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in self._RELU:
+        if func in _RELU:
             return self._soft(args[0] if args else kwargs["input"])
-        if func in self._LEAKY:
+        if func in _LEAKY:
             z = args[0] if args else kwargs["input"]
             slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
             return slope * z + (1 - slope) * self._soft(z)

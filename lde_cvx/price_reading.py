@@ -1,0 +1,41 @@
+"""The program whose multipliers an explanation shows, kept so that they can be diagnosed when somebody asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from formulations.kkt import KktDiagnosis, PriceFlag, diagnose
+from formulations.norms import Array, Norm
+from formulations.pieces import Part
+from formulations.programs import relative_parts
+from formulations.sets.base import ConvexSet
+from formulations.solution import Solution
+
+
+@dataclass(frozen=True, eq=False)
+class BindingProgram:
+    """``min ‖Wδ‖  s.t.  a·δ + b ≤ 0, δ ∈ C`` with its solution; parts over the change."""
+
+    norm: Norm
+    a: Array
+    b: float
+    parts: tuple[Part, ...]
+    solution: Solution
+
+    @staticmethod
+    def of(norm: Norm, a: Array, b: float, constraints: ConvexSet | None, x0: Array, solution: Solution) -> BindingProgram:
+        """The program at an input x0 (*shape)."""
+        parts = tuple(p.at(0) for p in relative_parts(constraints, x0.size, x0.ravel()))
+        return BindingProgram(norm, a, b, parts, solution)
+
+    @cached_property
+    def diagnosis(self) -> KktDiagnosis:
+        """KKT residuals, the active set, and whether λ is a price. Computed when first asked for (one small program for Slater's condition)."""
+        return diagnose(self.solution, self.norm, self.a, np.array([self.b]), self.parts)
+
+    @property
+    def flags(self) -> tuple[PriceFlag, ...]:
+        return self.diagnosis.flags
