@@ -139,7 +139,15 @@ def min_norm(
     `time_limit` is in seconds per program; `jobs` > 1 spreads the programs over processes.
     Raises InputError on shapes that do not fit, NaN, a set over the input without x0, and an empty box.
     """
-    A, B = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    A, B = _numbers("a", a), _numbers("b", b)
+    if not 1 <= A.ndim <= 3 or A.size == 0:
+        raise InputError(
+            f"min_norm: a has shape {A.shape}; give (features), (programs, features) or (programs, rows, features), none of them 0."
+        )
+    if constraints is not None and not isinstance(constraints, ConvexSet):
+        raise InputError(f"min_norm: constraints is a {type(constraints).__name__}; give a convex set such as Box(0, 1), or None.")
+    if time_limit is not None and not time_limit > 0:
+        raise InputError(f"min_norm: time_limit={time_limit} must be positive; leave it out for no limit.")
     if A.ndim == 1:
         A, B = A[None], np.atleast_1d(B)
     if A.ndim == 2:
@@ -180,12 +188,21 @@ def relative_parts(constraints: ConvexSet | None, dim: int, x0: ArrayLike | None
             raise InputError(f"{C!r}: is over the input; pass x0 so that it can be placed, or build it with on='change'.")
         return parts
     start = np.asarray(x0, dtype=float)
-    start = start.reshape(n, dim) if start.size == n * dim else np.broadcast_to(start, (n, dim))
+    if start.size not in (dim, n * dim):
+        raise InputError(f"x0 has shape {start.shape}; give {dim} features, once or for each of the {n} programs.")
+    start = start.reshape(n, dim) if start.size == n * dim else np.broadcast_to(start.reshape(1, dim), (n, dim))
     if not np.isfinite(start).all():
         raise InputError(
             f"x0 has the entry {start[~np.isfinite(start)][0]} at flat position {np.flatnonzero(~np.isfinite(start))[0]}; inputs must be finite."
         )
     return tuple(p.relative_to(start) for p in parts)
+
+
+def _numbers(name: str, given: ArrayLike) -> Array:
+    try:
+        return np.asarray(given, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"min_norm: {name}={given!r:.60} is no array of numbers.") from None
 
 
 def _tame(lam: Array, duals: Sequence[Array]) -> tuple[Array, list[Array]]:

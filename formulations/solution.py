@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class Residuals:
     gap: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """One min-norm program solved.
 
@@ -50,6 +51,9 @@ class Solution:
         """(value − lower)/max(1, |value|): 0 up to rounding at an optimum."""
         return (self.value - self.lower) / max(1.0, abs(self.value)) if np.isfinite(self.value) else float("nan")
 
+    def __repr__(self) -> str:
+        return f"Solution({self.status.name}: {self.lower:.6g} ≤ optimum ≤ {self.value:.6g}, {len(self.delta)} features, multipliers of {', '.join(self.multipliers)})"
+
 
 class Solutions(ABC):
     """A batch of n programs: `record[i]` is one `Solution`; the arrays stack what fits.
@@ -70,6 +74,10 @@ class Solutions(ABC):
 
     def __iter__(self) -> Iterator[Solution]:
         return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        counts = Counter(s.name for s in self.status)
+        return f"{type(self).__name__}({', '.join(f'{n} {name}' for name, n in counts.items()) or 'empty'})"
 
     @property
     @abstractmethod

@@ -229,6 +229,12 @@ def test_a_batch_is_its_programs_one_by_one():
         (lambda: min_norm(np.ones(3), 1.0, 2, LpBall(2, 1.0, center=[0, 0])), "2 dimensions, the data has 3"),
         (lambda: min_norm(np.ones(3), 1.0, solver="GUESS"), "'GUESS' is not installed"),
         (lambda: min_norm(np.ones(3), 1.0, Norm(2, [1, 1])), "2 weights for 3"),
+        (lambda: min_norm(np.ones(3), 1.0, 2, Box(0, 1), np.zeros(4)), "x0 has shape (4,); give 3 features"),
+        (lambda: min_norm(np.ones((0, 3)), np.ones(0)), "shape (0, 3)"),
+        (lambda: min_norm(1.0, 1.0), "shape ()"),
+        (lambda: min_norm("abc", 1.0), "a='abc' is no array"),
+        (lambda: min_norm(np.ones(3), 1.0, 2, "box"), "constraints is a str"),
+        (lambda: min_norm(np.ones(3), 1.0, time_limit=-1), "time_limit=-1"),
     ],
 )
 def test_bad_programs_are_named(call, words):
