@@ -119,6 +119,7 @@ class _Search:
                 radius *= BACK
                 tree = self._plant(radius)
             while True:
+                before = self.lower
                 closed = self._ask(tree, schedule.quota, end, most)
                 if closed:
                     self._credit(tree)
@@ -131,7 +132,7 @@ class _Search:
                 if time.perf_counter() >= end or self.nodes >= most:
                     self._credit(tree)
                     return self._result(BranchingStop.TIME if time.perf_counter() >= end else BranchingStop.NODES)
-                if closed and self._settled():
+                if closed and (self._settled() or self.lower <= before):
                     return self._result(BranchingStop.UNRESOLVED)
                 if not closed:
                     radius = min(schedule.after_giving_up(self.lower, tree.radius), goal)
