@@ -134,7 +134,7 @@ def min_norm(
 ) -> Solutions:
     """``min ‖δ‖  s.t.  a·δ + b ≤ 0, δ ∈ C`` for a batch of n programs.
 
-    a (d,), (n, d) or (n, K, d) with K rows that must fall together; b (), (n,) or (n, K); x0 (d,) or (n, d) places sets over the input.
+    a (d,), (n, d) or (n, K, d) with K rows that must fall together; b one number for all, (n,) or (n, K); x0 (d,) or (n, d) places sets over the input.
     `solver` None takes the exact closed form for one row and a box (batched, no solver), else Clarabel; a name takes that solver for all.
     `time_limit` is in seconds per program; `jobs` > 1 spreads the programs over processes.
     Raises InputError on shapes that do not fit, NaN, a set over the input without x0, and an empty box.
@@ -150,6 +150,8 @@ def min_norm(
         raise InputError(f"min_norm: time_limit={time_limit} must be positive; leave it out for no limit.")
     if A.ndim == 1:
         A, B = A[None], np.atleast_1d(B)
+    if B.ndim == 0:
+        B = np.full(A.shape[:-1], B)
     if A.ndim == 2:
         A, B = A[:, None, :], (B[:, None] if B.ndim == 1 else B)
     n, rows, dim = A.shape
