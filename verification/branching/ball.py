@@ -147,7 +147,7 @@ class Ball:
     @staticmethod
     def of(region: Region, radius: float) -> Ball:
         """From the region of one input, at this radius."""
-        at = region.with_radius(torch.tensor([radius]))
+        at = region.with_radius(torch.tensor([radius], dtype=region.lo.dtype))
         r = float(at.radius[0])
         lo, hi = at.lo[0].clamp(min=-r, max=r), at.hi[0].clamp(min=-r, max=r)
         face = Face(at.p, r, lo, hi, (lo + hi) / 2, (hi - lo) / 2)

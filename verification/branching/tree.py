@@ -275,7 +275,9 @@ class Tree:
 
     def _distance(self, cells: Cells) -> Tensor:
         """Lower bounds (n,) of the norm of any flip in the cells, by their rows; at most R."""
-        far = self.region.with_radius(torch.tensor([self.radius])).distance((cells.a * self.region.scale)[None], cells.b[None])[0]
+        far = self.region.with_radius(torch.tensor([self.radius], dtype=self.region.lo.dtype)).distance(
+            (cells.a * self.region.scale)[None], cells.b[None]
+        )[0]
         return (far * SAFE).clamp(max=self.radius)
 
     def path(self, node: int) -> tuple[Split, ...]:
