@@ -9,7 +9,7 @@ from torch import nn
 
 from formulations.errors import InputError
 from formulations.programs import min_norm
-from formulations.quadratic import s_lemma
+from formulations.quadratic import min_norm_quadratic, s_lemma
 from formulations.sets import Box
 from verification.attack import find_witness
 from verification.curvature import Softened, margin_curvature, quadratic_radii
@@ -146,6 +146,18 @@ def test_quadratic_radii_halve_the_linear_error():
         first = np.abs(linear - truth) / truth
         assert np.median(error) <= 0.5 * np.median(first)
         assert all(r.value is None or r.lower <= r.value * (1 + 1e-6) for r in radii)
+
+
+def test_rows_that_are_left_out_are_no_nearer():
+    """The radius over all rows is the smallest of the rows solved one by one, though far rows are never solved over the set."""
+    model, C = net(8, outputs=6, seed=5), Box(-0.5, 1.5)
+    x = torch.rand(4, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for i, r in enumerate(quadratic_radii(model, x, 2, C, rivals=None)):
+        c = int(model(x[i : i + 1]).argmax())
+        rows = [np.eye(6)[c] - np.eye(6)[t] for t in range(6) if t != c]
+        alone = [min_norm_quadratic(margin_curvature(model, x[i : i + 1], q, 0.0)[0], 2, C, x[i].numpy()) for q in rows]
+        assert r.value == pytest.approx(min(s.value for s in alone if s.value is not None), rel=1e-5)
+        assert r.lower == pytest.approx(min(s.lower for s in alone), rel=1e-5)
 
 
 def test_bad_input():

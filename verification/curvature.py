@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from formulations.errors import InputError
-from formulations.norms import INF, Array, Norm
-from formulations.quadratic import QuadraticModel, QuadraticSolution, min_norm_quadratic
+from formulations.norms import INF, Array, GroupNorm, Norm
+from formulations.quadratic import QuadraticModel, QuadraticSolution, min_norm_quadratic, s_lemma
 from formulations.sets.base import ConvexSet
 from verification.decision import Decision
 from verification.model import batch_of, decide, float64_copy, outputs, stack
@@ -143,7 +143,7 @@ def quadratic_radii(
     curved = margin_curvature(inner, x[who], _np(Q)[who, row], _np(s)[who, row], rank=rank, temperature=temperature)
     answers: list[QuadraticRadius] = []
     for i in range(n):
-        found: list[QuadraticRadius] = []
+        models: list[tuple[float, int, bool, QuadraticModel]] = []
         for j in np.flatnonzero(who == i):
             k = int(row[j])
             if not real[i, k]:
@@ -151,8 +151,15 @@ def quadratic_radii(
             q = curved[int(j)]
             if temperature is not None:
                 q = QuadraticModel(float(_np(level)[i * K + k]), q.gradient, q.matrix, q.vectors, q.values)
+            models.append((_without_constraints(q, norm), k, bool(curved.flat[j]), q))
+        found: list[QuadraticRadius] = []
+        best = INF
+        for free, k, flat, q in sorted(models, key=lambda m: m[0]):
+            if free >= best:  # the set only adds to it: this row and all after it fall later
+                break
             solved = min_norm_quadratic(q, norm, constraints, _np(x[i].flatten()))
-            found.append(QuadraticRadius(solved.value, solved.lower, k, chosen[i].rivals[k], solved, bool(curved.flat[j])))
+            found.append(QuadraticRadius(solved.value, solved.lower, k, chosen[i].rivals[k], solved, flat))
+            best = min(best, INF if solved.value is None else solved.value)
         nearest = min(found, key=lambda r: INF if r.value is None else r.value)
         answers.append(
             QuadraticRadius(nearest.value, min(r.lower for r in found), nearest.row, nearest.rival, nearest.solution, nearest.flat)
@@ -163,6 +170,11 @@ def quadratic_radii(
 _RELU = frozenset({nn.functional.relu, nn.functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_})
 _LEAKY = frozenset({nn.functional.leaky_relu, nn.functional.leaky_relu_})
 SOFTENED_CALLS = _RELU | _LEAKY
+
+
+def _without_constraints(model: QuadraticModel, norm: Norm) -> float:
+    """A lower bound of the model's radius over any set: the S-lemma's value at p = 2, and 0 elsewhere."""
+    return s_lemma(model, norm).lower if norm.p == 2.0 and not isinstance(norm, GroupNorm) else 0.0
 
 
 class Softened(nn.Module):
