@@ -63,6 +63,8 @@ _HOME = {
     "LEG": "lde_cvx.leg",
     "LEGTV": "lde_cvx.leg",
     "RateDistortion": "lde_cvx.rate_distortion",
+    "baseline": "lde_cvx.baselines",
+    "Explainer": "lde_cvx.attribution",
     "Certificate": "verification.certificate",
     "LagrangeDualExplainer": "lde_cvx.explainer",
     "dual_ascent": "lde_cvx.dual_ascent",
@@ -91,6 +93,8 @@ if TYPE_CHECKING:
     from formulations.semantic import Schema
     from formulations.sets import Box, ConvexSet, Ellipsoid, Everything, Frozen, LpBall, Polytope, Simplex, Subspace, TotalVariation
     from formulations.status import Status
+    from lde_cvx.attribution import Explainer
+    from lde_cvx.baselines import baseline
     from lde_cvx.dual_ascent import dual_ascent
     from lde_cvx.explainer import LagrangeDualExplainer
     from lde_cvx.explanation import Explanation

@@ -1,0 +1,57 @@
+"""What every explainer of this package has in common, and the reading of targets that they share.
+
+An explainer answers `attribute(inputs, target)` with a tensor like its inputs and `explain(x0)` with a record; metrics and studies ask for no more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from formulations.errors import InputError
+
+
+@runtime_checkable
+class Explainer(Protocol):
+    """One interface for `LagrangeDualExplainer`, `LEG`, `LEGTV`, `RateDistortion` and every `baseline`."""
+
+    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
+        """(n, *shape) → (n, *shape). target: an output for all inputs, one per input, or None for the predicted class."""
+
+    def explain(self, x0: Any) -> Any:
+        """A record for one input (*shape), a list of them for a batch (n, *shape)."""
+
+
+def targets_of(outputs: Tensor, target: Any, default: int | None = None) -> list[int]:
+    """One output per row of `outputs` (n, m): `target` (an int, or one per row), else `default`, else the row's largest.
+
+    Raises InputError on a target that is no output of the model, and on a wrong number of them.
+    """
+    n, m = outputs.shape
+    given = default if target is None else target
+    if given is None:
+        return [int(k) for k in outputs.argmax(1)]
+    raw = np.atleast_1d(np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=object)).ravel()
+    if raw.size not in (1, n):
+        raise InputError(f"target: {raw.size} targets for {n} inputs; give one, or one each.")
+    chosen = []
+    for value in np.broadcast_to(raw, (n,)):
+        try:
+            k = int(value)
+        except (TypeError, ValueError):
+            raise InputError(f"target={value!r} is no output number; give an int in 0 … {m - 1}.") from None
+        if not 0 <= k < m:
+            raise InputError(f"target={k} is not one of the model's outputs 0 … {m - 1}.")
+        chosen.append(k)
+    return chosen
+
+
+def check_inputs(inputs: Any) -> Tensor:
+    """`inputs` itself. Raises InputError on anything but a tensor (n, …)."""
+    if not isinstance(inputs, Tensor):
+        raise InputError(f"attribute: got {type(inputs).__name__}; give a tensor (n, *shape), or use explain.")
+    if inputs.ndim < 2 or not len(inputs):
+        raise InputError(f"attribute: inputs of shape {tuple(inputs.shape)} must be a batch (n, *shape) of at least one input.")
+    return inputs
