@@ -23,14 +23,17 @@ from lde_cvx.audit_record import AuditRow, from_json, to_json
 from lde_cvx.audit_rows import audit_row
 from lde_cvx.audit_summary import results_csv, summarise
 from lde_cvx.explainer import LagrangeDualExplainer
-from lde_cvx.models import one_thread
+from lde_cvx.manifest import NAME as MANIFEST
+from lde_cvx.manifest import write_manifest
+from lde_cvx.models import one_thread, save_model
 from verification.certificate import Certificate
 from verification.certificate_format import self_hash
 
 __all__ = ["AuditResult", "Case", "prepare", "run_audit"]
 
 CHUNK = 15  # applicants that are bounded together; also what an interruption can lose
-REPORTS = ("report.html", "summary.json", "results.csv")
+MODEL = "model.safetensors"
+REPORTS = ("report.html", "summary.json", "results.csv", MODEL, MANIFEST)
 
 Tell = Callable[[str, int, int], None]
 
@@ -70,6 +73,8 @@ def run_audit(case: Case, folder: Path, tell: Tell = lambda *_: None) -> AuditRe
     write(folder / "results.csv", results_csv(checked))
     write(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write(folder / "report.html", report.render(summary))
+    save_model(case.trained.model, folder / MODEL)
+    write_manifest(folder, [folder / row.certificate for row in checked], folder / MODEL, str(summary["command"]))
     return AuditResult(folder, tuple(checked), summary)
 
 

@@ -85,7 +85,7 @@ def summarise(case: Case, rows: Sequence[AuditRow], folder: Path, seconds: float
             ("Source", case.data.source), ("Licence", case.data.licence),
         ],
         "command": f"lde audit {case.name} --out {folder}" + ("" if case.limit is None else f" --limit {case.limit}"),
-        "certificates_glob": f"{folder}/certificates/*.json", "seed": config.seed,
+        "check_command": f"lde check {folder} --model {folder}/model.safetensors --level B", "seed": config.seed,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch threads {torch.get_num_threads()}",
         "config_sha256": config.sha256, "config_text": case.config_text,
         "versions": [("source sha256", source_sha256()), *sorted(Certificate.load(folder / rows[0].certificate).record["versions"].items())],

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Certificate files, or folders of them.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Certificate files, or folders of them; a folder's manifest is compared too.", show_default=False
+        ),
+    ],
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model file: its hash, and the witness's flip, are then checked too.")
     ] = None,
@@ -29,15 +34,19 @@ def command(
             "--level", help="A: the bounds; B: the rows too, derived again from the model file; C: also the outputs, without rounding."
         ),
     ] = "A",
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="PEM", help="Public key that must have signed the manifests, or else the files.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check certificates again; exit code 1 when any of them fails."""
-    from lde_cvx.checking import check_files
+    from lde_cvx.checking import checker_of, collect
 
     if level not in ("A", "B", "C") or (level != "A" and model is None):
         raise InputError(f"--level {level}: levels are A, B and C, and B and C need the model file; name it with --model.")
-    paths = expand(files)
-    results = check_files(track(paths, "checking", console=err, transient=True, disable=as_json), model, level)
+    batch = collect(files, key)
+    check = checker_of(model, level)
+    results = [batch.judge(check(path)) for path in track(batch.paths, "checking", console=err, transient=True, disable=as_json)]
     if as_json:
         out.print_json(json.dumps([r.to_dict() for r in results]))
     else:
@@ -53,18 +62,5 @@ def command(
 
 def _words(r: Checked) -> Text:
     if r.ok:
-        return Text("valid", "green")
+        return Text("; ".join(["valid", *r.notes]), "yellow" if r.notes else "green")
     return Text(f"{r.status.replace('_', ' ')}: {'; '.join(r.reasons)}", "yellow" if r.status == "CANNOT_DECIDE" else "red")
-
-
-def expand(files: list[Path]) -> list[Path]:
-    """Folders stand for the .json files in them. Raises InputError on what is not there."""
-    paths: list[Path] = []
-    for f in files:
-        if not f.exists():
-            raise InputError(f"{f}: there is no such file; name certificate files or a folder of them.")
-        found = sorted(f.glob("*.json")) if f.is_dir() else [f]
-        if not found:
-            raise InputError(f"{f}: holds no .json file; name certificate files or a folder of them.")
-        paths += found
-    return paths

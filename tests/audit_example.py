@@ -56,6 +56,6 @@ def example_summary(applicants: int = 8) -> dict[str, Any]:
         "totals": {"verdicts": {"BRACKETED": 2 * (applicants - 2), "CERTIFIED_UNREACHABLE": 2, "LOWER_ONLY": 2}, "skipped": 0},
         "question": [("Decision", "declined: P(bad) ≥ 0.5")], "constraints": [("immutable", "age and foreign_worker stay as they are")],
         "applicants": people, "skipped": [], "model": [("sha256", "ab" * 32)], "data": [("sha256", "cd" * 32)], "command": "lde audit german_credit --out out",
-        "certificates_glob": "out/certificates/*.json", "seed": 0, "hardware": "2 cores, CPU", "config_sha256": "ef" * 32,
+        "check_command": "lde check out --model out/model.safetensors --level B", "seed": 0, "hardware": "2 cores, CPU", "config_sha256": "ef" * 32,
         "config_text": "[audit]\nseed = 0\n", "versions": [("python", "3.11")],
     }  # fmt: skip
