@@ -31,7 +31,12 @@ def command(
     threshold: Annotated[
         float | None, typer.Option("--threshold", metavar="TAU", help="The decision is on which side of TAU output 0 lies.")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="crown, ibp, alpha-crown, or linear (certifies nothing).")] = "crown",
+    method: Annotated[
+        str, typer.Option("--method", help="crown, ibp, alpha-crown; branching or exact (ReLU networks); or linear (certifies nothing).")
+    ] = "crown",
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", metavar="S", help="Seconds for branching (10) or exact (no limit).")
+    ] = None,
     to: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The certificate file.")] = Path("certificate.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     top: Annotated[int, typer.Option("--top", metavar="N", help="How many features to show.")] = 10,
@@ -50,7 +55,14 @@ def command(
     from lde_cvx.inputs import read_batch
 
     explainer = LagrangeDualExplainer(
-        network, norm=norm, constraints=constraints, method=method, target=target, decision=side_of(threshold), feature_names=names
+        network,
+        norm=norm,
+        constraints=constraints,
+        method=method,
+        target=target,
+        decision=side_of(threshold),
+        time_limit=time_limit,
+        feature_names=names,
     )
     batch = read_batch(explainer.model, inputs)
     if row >= len(batch):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,8 @@ from formulations.status import Status
 from lde_cvx.explanation import Explanation
 from lde_cvx.inputs import Batch, check_inside, read_batch
 from lde_cvx.price_reading import BindingProgram
+from lde_cvx.progress import Progress, progress_bar, silent
+from lde_cvx.searching import SEARCHES, SECONDS, binding_row, check_searchable, search_radii
 from lde_cvx.second_order import check_order, with_second_order
 from verification.attack import Budget, Witness, find_witness
 from verification.certificate import Certificate, ModelRecord
@@ -40,13 +41,11 @@ from verification.radii import CertifiedRadius
 from verification.radius import certified_radius
 from verification.validity import linear_validity
 
-METHODS = ("linear", "ibp", "crown", "alpha-crown")
-PLANNED = ("branching", "exact")
+METHODS = ("linear", "ibp", "crown", "alpha-crown", *SEARCHES)
 SOLVER = 1e-6  # relative accuracy of the linearised program's value: its validity is asked of the value less this much
 
 Constraints = ConvexSet | Callable[[Array], ConvexSet] | None
 Decide = Decision | Callable[[Array], Decision] | None
-Progress = Callable[[str, int, int], None]
 
 
 class LagrangeDualExplainer:
@@ -54,11 +53,13 @@ class LagrangeDualExplainer:
 
     model        torch module (n, *shape) → (n, outputs); a float64 copy of it is explained
     norm         1, 2, "inf" or a `Norm`; constraints: a convex set, a function x0 → set, or None for all changes
-    method       "crown", "ibp" or "alpha-crown" bound the network; "linear" certifies nothing and is quick
+    method       "crown", "ibp" or "alpha-crown" bound the network; "branching" goes on from CROWN by branch and bound, on chains of affine layers and ReLUs,
+                 for `time_limit` (10) seconds an input; "exact" does so until the bracket closes; "linear" certifies nothing and is quick
     target       explain the flip towards this class alone; None: whichever rival is nearest
     order        2 adds the quadratic model's radius and its validity (`Explanation.quadratic`); temperature: of the softened ReLUs whose Hessian it takes
     decision     a `Decision`, or a function outputs (m,) → `Decision`, instead of "the predicted class stays ahead"
-    time_limit   seconds for the witness search of a batch, and per convex program
+    time_limit   seconds for the witness search of a batch, per convex program, and per input for branching
+    jobs         processes that branching uses, an input each
     Raises InputError on an unknown method, norm or order, and on a model with weights that are not finite.
     """
 
@@ -76,9 +77,8 @@ class LagrangeDualExplainer:
         seed: int = 0,
         feature_names: Sequence[str] | None = None,
         temperature: float | None = None,
+        jobs: int = 1,
     ) -> None:
-        if method in PLANNED:
-            raise InputError(f"method={method!r} is not available yet; use one of {', '.join(METHODS)}.")
         if method not in METHODS:
             raise InputError(f"method={method!r} is not known; use one of {', '.join(METHODS)}.")
         check_order(order, temperature)
@@ -86,11 +86,14 @@ class LagrangeDualExplainer:
             raise InputError(f"target={target} and a decision were both given; a decision names its own rivals, leave one of the two out.")
         if time_limit is not None and not time_limit > 0:
             raise InputError(f"time_limit={time_limit} must be positive; leave it out for no limit.")
+        if jobs < 1:
+            raise InputError(f"jobs={jobs} must be at least 1.")
         if constraints is not None and not isinstance(constraints, ConvexSet) and not callable(constraints):
             raise InputError(f"constraints: got {type(constraints).__name__}; give a convex set, a function x0 -> set, or None.")
         self.model = float64_copy(model, device)
         self.norm, self.constraints, self.method, self.order, self.temperature = Norm.of(norm), constraints, method, order, temperature
         self.target, self.decision, self.time_limit, self.device, self.seed = target, decision, time_limit, device, seed
+        self.jobs = jobs
         self.feature_names = None if feature_names is None else tuple(feature_names)
         self._identity = ModelRecord.of(model)
         self._engines: dict[tuple[int, ...], BoundEngine] = {}
@@ -124,7 +127,7 @@ class LagrangeDualExplainer:
         if not isinstance(inputs, Tensor):
             raise InputError(f"attribute: got {type(inputs).__name__}; give a tensor (n, *shape), or use explain.")
         batch = read_batch(self.model, inputs, self._place)
-        found = self.explain_batch(batch, self._decisions(batch, _per_input(target, len(batch))), _silent)
+        found = self.explain_batch(batch, self._decisions(batch, _per_input(target, len(batch))), silent)
         scores = np.stack([e.scores for e in found]).reshape(tuple(inputs.shape))
         return torch.as_tensor(scores, device=inputs.device).to(inputs.dtype if inputs.is_floating_point() else torch.float64)
 
@@ -170,21 +173,29 @@ class LagrangeDualExplainer:
 
     def _explain_group(self, batch: Batch, decisions: list[Decision], C: ConvexSet | None, tell: Progress) -> list[Explanation]:
         begun, n = time.monotonic(), len(batch)
+        layers = check_searchable(self.model, batch.shape, C) if self.method in SEARCHES else []
         linear = self._linear(batch, decisions, C, tell)
         witnesses = find_witness(
             self.model, batch.x, self.norm, C, decisions=decisions, seed=self.seed, device=self.device,
             budget=Budget(seconds=self.time_limit), progress=lambda done, total: tell("witnesses", done, total),
         )  # fmt: skip
-        radii = None
+        nearest: Sequence[Witness] = [witnesses[i] for i in range(n)]
+        radii: Sequence[CertifiedRadius | None] = [None] * n
         if self.method != "linear":
-            radii = certified_radius(
-                self._engine(batch.shape), batch.x, self.norm, C, decisions=decisions, method=self.method, upper=witnesses.upper,
-                seconds=self.time_limit, progress=lambda done, total: tell("certified radii", done, total),
+            rows = certified_radius(
+                self._engine(batch.shape), batch.x, self.norm, C, decisions=decisions, method="crown" if self.method in SEARCHES else self.method,
+                upper=witnesses.upper, seconds=self.time_limit, progress=lambda done, total: tell("certified radii", done, total),
             )  # fmt: skip
+            radii = rows.items
+            if self.method in SEARCHES:
+                limit = self.time_limit or (SECONDS if self.method == "branching" else None)
+                radii, nearest = search_radii(
+                    self.model, batch.x, decisions, self.norm, C, rows.items, nearest, layers, seconds=limit, device=self.device, jobs=self.jobs,
+                    tell=lambda done, total: tell("branching", done, total),
+                )  # fmt: skip
         found = []
         for i in range(n):
-            radius = None if radii is None else radii[i]
-            found.append(self._explanation(batch, i, decisions[i], C, linear[i], witnesses[i], radius, (time.monotonic() - begun) / n))
+            found.append(self._explanation(batch, i, decisions[i], C, linear[i], nearest[i], radii[i], (time.monotonic() - begun) / n))
             tell("certificates", i + 1, n)
         return with_second_order(self.model, batch.x, found, C, self.temperature) if self.order == 2 else found
 
@@ -201,7 +212,7 @@ class LagrangeDualExplainer:
                 evidence=radius.evidence(), witness=self._evidence(point, x0, witness), method=self.method, seed=self.seed,
             )  # fmt: skip
             lower, upper = certificate.lower, certificate.upper
-            row = radius.nearest
+            row = binding_row(radius, witness) if self.method in SEARCHES else radius.nearest
             binding, a, b, target = row.solution, row.a, row.b, row.rival
         else:
             binding, a, b, target = linear.solution, linear.a, linear.b, linear.rival
@@ -276,26 +287,3 @@ def _per_input(target: Any, n: int) -> list[int | None]:
     if len(listed) != n:
         raise InputError(f"attribute: {len(listed)} targets for {n} inputs; give one, or one each.")
     return list(listed)
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
-@contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """A line per stage on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bars:
-        lines: dict[str, Any] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in lines:
-                lines[what] = bars.add_task(what, total=total)
-            bars.update(lines[what], completed=done, total=total)
-
-        yield tell

@@ -39,7 +39,8 @@ class Explanation:
     target           the class (or side) that the binding row flips to
     scores           S_i = λ|a_i|
     multipliers      {"margin": λ (1,), constraint name: array}: of the certified program of the binding rival, of the linearised one for
-                     method="linear", of the dual ray that excludes every change when `lower` is +inf
+                     method="linear", of the dual ray that excludes every change when `lower` is +inf; with branching of CROWN's program, since the rows
+                     of a tree's leaves speak only of flips nearer than `lower`
     prices           {constraint name: …}: how fast the program's value falls per unit of the constraint's level
     witness          x0 + δ, an allowed input that flips the decision in float64; None when none was found
     verdict          what is known; its value is the advice

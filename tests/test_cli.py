@@ -176,7 +176,7 @@ WRONG = {
     "flipped already": ((*EXPLAIN, "--target", "0"), GOOD, "already answers class 0"),
     "unsupported layer": (("explain", "{elu}", "--input", "{csv}", "--out", "{out}"), GOOD, "ELU"),
     "no such row": ((*EXPLAIN, "--row", "7"), GOOD, "holds 2 inputs"),
-    "no such method": ((*EXPLAIN, "--method", "exact"), GOOD, "not available yet"),
+    "no such method": ((*EXPLAIN, "--method", "magic"), GOOD, "'magic' is not known"),
     "no such norm": ((*EXPLAIN, "--norm", "3"), GOOD, "p='3'"),
     "one output": (("explain", "{one}", "--input", "{csv}", "--out", "{out}"), GOOD, "one output"),
     "no such model": (("explain", "{out}", "--input", "{csv}", "--out", "{out}"), GOOD, "no such file"),

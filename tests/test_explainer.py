@@ -140,6 +140,53 @@ def test_other_bounds_are_bounds_too(model: nn.Module, x0: torch.Tensor, method:
     assert e.certificate.check(model).ok
 
 
+BRANCHED = [(1, "box"), (2, "box"), ("inf", "all"), pytest.param(2, "polytope", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("norm", "kind"), BRANCHED)
+def test_branching_closes_what_rows_leave_open(model: nn.Module, x0: torch.Tensor, norm: Any, kind: str) -> None:
+    """crown ≤ branching ≤ v* ≤ upper, closed on a network this small; the certificate carries the trees."""
+    rows, trees, exact = (explained(model, x0, norm=norm, constraints=SETS[kind], method=m) for m in ("crown", "branching", "exact"))
+    assert rows.lower < 0.999 * rows.upper, "a case that rows close tests nothing"
+    for e in (trees, exact):
+        assert rows.lower <= e.lower * (1 + 1e-9)
+        assert e.upper * (1 - 1e-5) <= e.lower <= e.upper <= rows.upper
+        assert e.certificate.lower == e.lower
+        assert e.certificate.check(model).ok
+        assert any(r["method"] == "branching" for r in e.certificate.record["rivals"])
+        assert e.scores.any()
+        y = outputs(model, e.witness[None])[0]
+        assert y[e.target] >= y[1], "the rival that binds is the one that wins at the witness"
+
+
+def test_branching_certifies_what_cannot_be_reached(model: nn.Module, x0: torch.Tensor) -> None:
+    """A set that ends a little before the nearest flip: rows leave it open, branching does not."""
+    far = explained(model, x0, norm="inf", method="exact").lower
+    just = lde.Box(-0.995 * far, 0.995 * far, on="change")
+    assert explained(model, x0, norm="inf", constraints=just).verdict is not lde.Verdict.CERTIFIED_UNREACHABLE
+    e = explained(model, x0, norm="inf", constraints=just, method="branching")
+    assert e.verdict is lde.Verdict.CERTIFIED_UNREACHABLE
+    assert e.certificate.check(model).ok
+    assert not e.scores.any()
+
+
+@pytest.mark.slow
+def test_a_batch_branches_in_processes(model: nn.Module, x0: torch.Tensor) -> None:
+    x = torch.stack([x0, x0 + 0.02, x0 - 0.02])
+    one, two = (lde.LagrangeDualExplainer(model, constraints=BOX, method="branching", jobs=jobs).explain(x, quiet=True) for jobs in (1, 2))
+    assert [e.lower for e in one] == [e.lower for e in two]
+
+
+def test_branching_needs_a_relu_chain_and_a_set_of_parts(model: nn.Module, x0: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(DIM, 4), nn.Tanh(), nn.Linear(4, 2))
+    for method in ("branching", "exact"):
+        with pytest.raises(lde.InputError, match=r"'_1' \(Tanh\).*use method='crown'") as caught:
+            explained(net, x0, method=method)
+        assert "\n" not in str(caught.value)
+    assert explained(net, x0, method="crown").lower > 0
+
+
 def test_weights_of_the_norm_scale_distances(model: nn.Module, x0: torch.Tensor) -> None:
     plain, doubled = explained(model, x0), explained(model, x0, norm=lde.Norm(2, weights=np.full(DIM, 2.0)))
     assert doubled.lower == pytest.approx(2 * plain.lower, rel=5e-3)  # the search for the radius stops within 1e-3
@@ -302,10 +349,9 @@ def test_a_layer_that_cannot_be_bounded_is_named(x0: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "branching"}, "not available yet; use one of linear, ibp, crown, alpha-crown"),
-        ({"method": "exact"}, "not available yet"),
-        ({"method": "magic"}, "'magic' is not known"),
-        ({"order": 2}, "order=2"),
+        ({"method": "magic"}, "'magic' is not known; use one of linear, ibp, crown, alpha-crown, branching, exact"),
+        ({"method": "branching", "jobs": 0}, "jobs=0"),
+        ({"order": 3}, "order=3"),
         ({"norm": 3}, "p=3"),
         ({"target": 1, "decision": lde.Decision.threshold(0, 0, CLASSES)}, "target=1"),
         ({"time_limit": 0}, "time_limit=0"),

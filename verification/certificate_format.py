@@ -15,7 +15,8 @@ is rounded on the way ("inf" where a field allows it; never NaN). `certificate_s
     rivals                  row by row: rival, method, lower, cells
       cells                 leaves of the split tree: path, radius, a (K, d), b, row_of, lam, duals (one list or null per part), w (or null)
         path                list of splits: at ("input" or a layer's name), index, cut, side (−1: ≤ cut, +1: ≥ cut)
-        row_of              −1 for a margin row, else the place in the path of the neuron split that the row states
+        row_of              −1 for a margin row, −2 for a row that only the cell's flips obey, else the place in the path of the neuron split that the
+                            row states
         relaxation          optional: slopes[row][layer] of the margin rows, in their order: one number per neuron of every activation, in the network's
                             order: the slope of the line that stands for it. inner: slopes of the lines below activation "by" in the lower (low) and upper
                             (up) bounds of what enters activation "of", a table of "neurons" × "inputs"; one cell's serve all cells of its radius and path.
@@ -44,6 +45,7 @@ import numpy as np
 
 FORMAT, VERSION = "lde-certificate", 1
 MAX_BYTES, MAX_DEPTH = 512 * 2**20, 32
+MARGIN_ROW, FLIP_ROW = -1, -2  # entries of row_of: a·δ + b ≤ m_k(δ) on the cell; a·δ + b ≤ 0 where m_k(δ) ≤ 0 on it
 
 Rows = list[list[tuple[int, float]]]  # a sparse matrix: (column, value) pairs, row by row
 
@@ -426,8 +428,10 @@ def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
     a, lam, row_of = f.table("a", dim), f.reals("lam", len(b)), f.integers("row_of")
     if not b or len(a) != len(b) or len(row_of) != len(b):
         raise FormatError(f"{where}: a, b, lam and row_of differ in length, or are empty")
-    if not all(j == -1 or (0 <= j < len(path) and path[j].at != "input") for j in row_of):
-        raise FormatError(f"{where}.row_of is neither -1 (a margin row) nor the place of a neuron split in the path")
+    if not all(j in (MARGIN_ROW, FLIP_ROW) or (0 <= j < len(path) and path[j].at != "input") for j in row_of):
+        raise FormatError(
+            f"{where}.row_of is neither -1 (a margin row) nor -2 (a row of the flips) nor the place of a neuron split in the path"
+        )
     if radius < 0:
         raise FormatError(f"{where}.radius={radius!r} is negative")
     duals: list[list[float] | None] = []
@@ -438,7 +442,7 @@ def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
         duals.append(None if dual is None else g.reals("dual", len(part.matrix)))
     if len(value["duals"]) != len(parts):
         raise FormatError(f"{where}.duals: {len(value['duals'])} entries for {len(parts)} parts")
-    slopes, inner = _relaxation(value["relaxation"], row_of.count(-1), f"{where}.relaxation") if "relaxation" in value else ([], [])
+    slopes, inner = _relaxation(value["relaxation"], row_of.count(MARGIN_ROW), f"{where}.relaxation") if "relaxation" in value else ([], [])
     return Cell(path, radius, a, b, row_of, lam, duals, None if value["w"] is None else f.reals("w", dim), slopes, inner)
 
 

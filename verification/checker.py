@@ -14,7 +14,8 @@ The evidence for lower
 ----------------------
 C is a list of parts over the input z = x0+δ or over the change δ: boxes, rows G·≤h, equalities, balls ‖M· + e‖ ≤ ρ (total variation, ellipsoids and
 group norms are balls). Every row k has cells, the leaves of a binary tree of splits. A cell is {its sides of the splits} ∩ C ∩ {N ≤ radius}; on it affine
-rows hold: a_i·δ + b_i ≤ m_k(δ) for a margin row, ≤ 0 for the row that states a split. So a change of the cell that flips row k satisfies Aδ + b ≤ 0.
+rows hold: a_i·δ + b_i ≤ m_k(δ) for a margin row, ≤ 0 for the row that states a split, and, for a row of the flips, ≤ 0 at every δ of the cell with
+m_k(δ) ≤ 0 (elsewhere it says nothing). So a change of the cell that flips row k satisfies Aδ + b ≤ 0.
 That the rows hold is the *premise* of level A. From multipliers λ ≥ 0 (negative ones are read as 0) and u_j of part j:
 
     rows:  η ≥ 0,  y = Gᵀη,  σ = η·h              y·z ≤ σ on the part (negative η are read as 0; equalities: η free)
@@ -62,6 +63,8 @@ import numpy as np
 from flint import fmpq
 
 from verification.certificate_format import (
+    FLIP_ROW,
+    MARGIN_ROW,
     MAX_BYTES,
     Cell,
     Document,
@@ -465,7 +468,9 @@ def _may_lie_in(cell: Cell, z: list[float], length: float, delta: np.ndarray, ma
         return False
     a, b = np.array(cell.a), np.array(cell.b)
     with np.errstate(all="ignore"):
-        gap = a @ delta + b - np.where(np.array(cell.row_of) < 0, margin, 0.0)
+        kinds = np.array(cell.row_of)
+        told = np.where(kinds == MARGIN_ROW, margin, 0.0) + np.where((kinds == FLIP_ROW) & (margin > 0), math.inf, 0.0)
+        gap = a @ delta + b - told
         slack = REFUTED * (1 + np.abs(a) @ np.abs(delta) + np.abs(b) + abs(margin))
         return length >= cell.radius or not bool(np.any(gap > slack))
 

@@ -2,7 +2,9 @@ r"""Levels B and C of the checker: the rows and the outputs, derived again from 
 
 Level B proves, for every cell of a certificate, what level A takes as its premise: on the cell
 
-    a·δ + b ≤ m(δ)  for a margin row,      a·δ + b ≤ 0  for the row of a neuron split.
+    a·δ + b ≤ m(δ)  for a margin row,      a·δ + b ≤ 0  for the row of a neuron split,      a·δ + b ≤ 0 where m(δ) ≤ 0  for a row of the flips.
+
+The last follows where a·δ + b ≤ m(δ) does, and is "cannot decide" where not: what branching learns of flips alone is not derived here.
 
 It derives rows of its own (checker_bounds.py) and compares. The slopes of their lines come from the certificate ("relaxation") or are chosen here; bounds,
 intercepts and all rounding are proved here. A row that is not reached is "cannot decide", never "invalid": a better relaxation may prove it. A row that the
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from verification.certificate_format import Cell, Document, FormatError, Inner, Split
+from verification.certificate_format import FLIP_ROW, MARGIN_ROW, Cell, Document, FormatError, Inner, Split
 from verification.checker import exact, float_up
 from verification.checker_bounds import Bounds
 from verification.checker_layers import Add, Affine, Array
@@ -31,6 +33,7 @@ from verification.checker_region import Region
 __all__ = ["Findings", "check_model", "check_outputs", "check_rows"]
 
 WORK = 1 << 25  # numbers in all multipliers and rows, times 4^effort, up to which better multipliers are sought: a minute or so
+SOME = 1e-300  # a positive margin
 MOST = 9  # reasons of one kind that are told
 
 
@@ -142,7 +145,7 @@ def _value_at(network: Network, split: Split) -> int | None:
 
 def _rows_missed(doc: Document, network: Network, bounds: Bounds, cell: Cell, k: int) -> list[str]:
     last, missed = len(network.nodes) - 1, []
-    margins = [j for j, of in enumerate(cell.row_of) if of < 0]
+    margins = [j for j, of in enumerate(cell.row_of) if of == MARGIN_ROW]
     for j, (row, b) in enumerate(zip(cell.a, cell.b, strict=True)):
         if cell.row_of[j] >= 0:
             split = cell.path[cell.row_of[j]]
@@ -153,14 +156,19 @@ def _rows_missed(doc: Document, network: Network, bounds: Bounds, cell: Cell, k:
             start, shift, slopes = place, split.side * split.cut, None
         else:
             start, q, shift = last, np.array(doc.rows[k]), doc.shifts[k]
-            slopes = _proposal(network, cell, margins.index(j))
+            slopes = _proposal(network, cell, margins.index(j)) if j in margins else None
         short = math.inf
         for choice in [slopes, None] if slopes is not None else [None]:
             short = min(short, bounds.shortfall(start, q, shift, np.array(row), b, choice))
             if short <= 0:
                 break
+        if cell.row_of[j] == FLIP_ROW and short > 0:  # or nothing flips on the cell, and the row says nothing
+            short = min(short, bounds.shortfall(start, q, shift, np.zeros(len(row)), SOME, None))
         if short > 0:
-            missed.append(f"row {j} is not derived from the weights (short by {short:.3g})")
+            missed.append(
+                f"row {j} is not derived from the weights (short by {short:.3g})"
+                + (", it speaks of flips alone" if cell.row_of[j] == FLIP_ROW else "")
+            )
     return missed
 
 
@@ -186,8 +194,11 @@ def _refuted(doc: Document, network: Network, cell: Cell, k: int, stored: Sequen
         high = point.margin(doc.rows[k], doc.shifts[k])[1] if point.ends else None
         for j, (row, b) in enumerate(zip(cell.a, cell.b, strict=True)):
             value = sum((exact(a) * v for a, v in zip(row, point.delta, strict=True) if a), exact(b))
-            if cell.row_of[j] < 0 and high is not None and value > high:
-                wrong.append(f"row {j} exceeds the network's margin at {point.name} by {float_up(value - high):.3g}")
+            if high is None or cell.row_of[j] >= 0 or (cell.row_of[j] == FLIP_ROW and high > 0):
+                continue
+            most = high if cell.row_of[j] == MARGIN_ROW else exact(0.0)
+            if value > most:
+                wrong.append(f"row {j} exceeds the network's margin at {point.name} by {float_up(value - most):.3g}")
     return wrong
 
 

@@ -53,11 +53,12 @@ class CellEvidence:
     """Affine rows on one cell, and multipliers for them.
 
     radius   the rows hold for the δ ∈ C of the cell with ‖Wδ‖ ≤ radius (inf: on all of C)
-    a, b     (K, d), (K,): a·δ + b ≤ m(δ) for a margin row, ≤ 0 for the row of a neuron split; a single row may be (d,)
+    a, b     (K, d), (K,): a·δ + b ≤ m(δ) for a margin row, ≤ 0 for the row of a neuron split or, at flips, for a row of the flips; a single row may be (d,)
     lam      (K,) multipliers of the rows
     duals    one array per part of C: boxes (2, d) lower/upper, rows and equalities (m,), balls (k,); None where there is none
     w        (d,) in the dual ball; by default what the box multipliers leave
-    path     the splits that lead to the cell; row_of: −1 per margin row, else the place in the path of the split that the row states
+    path     the splits that lead to the cell; row_of: −1 per margin row, −2 per row that holds where the margin has fallen (`FLIP_ROW`), else the place
+             in the path of the split that the row states
     slopes   per margin row, per activation in the network's order, one slope per neuron: of the line that stands for it in the row. They help level B of
              the checker to derive the same row again; without them it chooses its own
     inner    likewise for the bounds under the row; one cell's serve all cells of the same radius and path
