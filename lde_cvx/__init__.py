@@ -71,6 +71,7 @@ _HOME = {
     "SecondOrder": "lde_cvx.second_order",
     "suggested_temperature": "lde_cvx.second_order",
     "quadratic_radii": "verification.curvature",
+    "multiscale": "verification.scales",
     "QuadraticModel": "formulations.quadratic",
     "min_norm_quadratic": "formulations.quadratic",
     "fenchel_min_norm": "formulations.fenchel",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from verification.decision import Decision
     from verification.exact import exact_radius
     from verification.radius import certified_radius
+    from verification.scales import multiscale
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from verification.decision import Decision
     from verification.exact import exact_radius
     from verification.radius import certified_radius
+    from verification.scales import multiscale
 
 _HOMES = {
     "Certificate": "certificate", "CheckReport": "checker", "CheckStatus": "checker", "Decision": "decision", "Verdict": "checker",
     "certified_radius": "radius", "check_file": "checker", "exact_radius": "exact",
     "find_witness": "attack", "margin_curvature": "curvature", "quadratic_radii": "curvature",
+    "multiscale": "scales",
 }  # fmt: skip
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "exact_radius",
     "find_witness",
     "margin_curvature",
+    "multiscale",
     "quadratic_radii",
 ]
 
