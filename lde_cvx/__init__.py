@@ -82,7 +82,9 @@ _HOME = {
     "load_model": "lde_cvx.models",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+_PACKAGES = ("metrics",)
+
+__all__ = ["__version__", *sorted([*_HOME, *_PACKAGES])]
 
 if TYPE_CHECKING:
     from formulations.errors import DependencyError, InputError
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from formulations.semantic import Schema
     from formulations.sets import Box, ConvexSet, Ellipsoid, Everything, Frozen, LpBall, Polytope, Simplex, Subspace, TotalVariation
     from formulations.status import Status
+    from lde_cvx import metrics
     from lde_cvx.attribution import Explainer
     from lde_cvx.baselines import baseline
     from lde_cvx.dual_ascent import dual_ascent
@@ -114,6 +117,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"lde_cvx.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lde_cvx' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
