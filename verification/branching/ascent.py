@@ -17,6 +17,7 @@ from formulations.norms import INF
 from verification.branching.adam import Adam
 from verification.branching.ball import PAD, Ball
 from verification.branching.cells import Cells
+from verification.branching.coupled import Pull
 from verification.branching.network import Lines, Network
 
 RATE, DECAY = 0.15, 0.95
@@ -43,7 +44,10 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
     best = torch.full_like(offset, -INF)
     kept = (torch.zeros_like(cells.a), offset.clone(), *(v.clone() for v in (*slope, *beta)))
     reach = torch.zeros_like(offset)
-    u, mu = None, None
+    link = ball.region.coupling
+    pulled: Pull | None = Pull(cells.u, cells.z) if link is not None and bool(cells.z.any()) else None
+    kept_pull = Pull(cells.u.clone(), cells.z.clone())
+    mu = None
     point = torch.zeros_like(cells.a)
     for step in range(max(steps, 1)):
         A, const = first, offset
@@ -58,11 +62,11 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
             const = const + A @ network.shifts[l]
             A = A @ network.weights[l]
         pull, extra = -A, torch.zeros_like(const)
-        link = ball.region.coupling
         if link is not None:
-            if step % REFRESH == 0 or step == max(steps, 1) - 1:
-                u = ball.multipliers(pull[:, None])
-            assert u is not None
+            if pulled is None or step % REFRESH == 0 or step == max(steps, 1) - 1:
+                began = None if pulled is None else pulled.at((slice(None), None))
+                pulled = ball.pull(pull[:, None], began).at((slice(None), 0))
+            u = pulled.u.to(pull.dtype)[:, None]
             pull, extra = pull - link.back(u)[:, 0], ball.sigma(u)[:, 0]
         top, v, mu = ball.face.peak(pull, mu)
         top = top + extra
@@ -72,6 +76,8 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
         best, reach = torch.where(better, value, best), torch.where(better, top, reach)
         for old, new in zip(kept, (A, const, *slope, *beta), strict=True):
             old[better] = new[better]
+        if pulled is not None:
+            kept_pull.u[better], kept_pull.z[better] = pulled.u[better], pulled.z[better]
         point = v
         if step + 1 >= steps or bool((best > 0).all()):
             break
@@ -93,7 +99,7 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
     raised = replace(
         cells,
         a=torch.where(better[:, None], a, cells.a), b=torch.where(better, b, cells.b), slack=torch.maximum(slack, cells.slack),
-        slope=tuple(kept[2 : 2 + depth]), beta=tuple(kept[2 + depth :]),
+        slope=tuple(kept[2 : 2 + depth]), beta=tuple(kept[2 + depth :]), u=kept_pull.u, z=kept_pull.z,
     )  # fmt: skip
     return Raised(raised, point)
 

@@ -5,7 +5,7 @@ Where every change that matters satisfies a·v + b ≤ 0, a linear function is a
     max { A·v : v in the region, a·v + b ≤ 0 }  ≤  h(γ) = σ(A − γa) − γb          for ANY γ ≥ 0   (weak duality)
 
 h is convex. Its minimum is bracketed by tangents, for a whole batch of rows at once, in float32; the bound is h at the γ found, evaluated in float64.
-σ is itself a dual bound, in a multiplier μ of the ball and multipliers u of the pieces that are no boxes (formulations/ball_box.py, formulations/ascent.py):
+σ is itself a dual bound, in a multiplier μ of the ball and multipliers u of the pieces that are no boxes (formulations/ball_box.py, verification/branching/coupled.py):
 
     p = ∞   σ(B) = B·c + |B|·h                                    box [c − h, c + h], the ball inside it
     p = 2   σ(B) ≤ Σ max_v (B v − ½ μ v²) + ½ μ R²                any μ > 0
@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from formulations.ascent import Problem, ascend
 from formulations.coupling import Coupling, Rows
 from formulations.norms import INF
 from formulations.support import Region
+from verification.branching.coupled import COLD as COLD_STEPS
+from verification.branching.coupled import WARM as WARM_STEPS
+from verification.branching.coupled import Memory, Pull, climb
 
 PAD = 1e-11  # what rounding in float64 may take from a bound, relative to 1 + |bound|: far more than it can
 CHUNK = 1 << 20  # numbers in one temporary
@@ -143,15 +145,16 @@ class Ball:
     region: Region
     face: Face
     quick: Face
+    memory: Memory
 
     @staticmethod
-    def of(region: Region, radius: float) -> Ball:
+    def of(region: Region, radius: float, memory: Memory | None = None) -> Ball:
         """From the region of one input, at this radius."""
         at = region.with_radius(torch.tensor([radius], dtype=region.lo.dtype))
         r = float(at.radius[0])
         lo, hi = at.lo[0].clamp(min=-r, max=r), at.hi[0].clamp(min=-r, max=r)
         face = Face(at.p, r, lo, hi, (lo + hi) / 2, (hi - lo) / 2)
-        return Ball(at, face, face.to(torch.float32))
+        return Ball(at, face, face.to(torch.float32), memory or Memory())
 
     @property
     def radius(self) -> float:
@@ -162,32 +165,40 @@ class Ball:
         """Do the boxes hold δ = 0? Where they do not, caps are left out: bounds are then those of the region."""
         return bool((self.face.lo <= 0).all() and (self.face.hi >= 0).all())
 
-    def support(self, A: Tensor) -> Tensor:
-        """An upper bound (n, s) of max A·v over the region, for rows A (n, s, d)."""
-        flat = A.reshape(1, -1, A.shape[-1]) * self.region.scale  # the region divides by it
-        value = self.region.support(flat).reshape(A.shape[:-1])
+    def support(self, A: Tensor, name: tuple[str, int] | None = None) -> Tensor:
+        """An upper bound (n, s) of max A·v over the region, for rows A (n, s, d); `name`: where the multipliers of like rows are kept."""
+        if self.region.coupling is None:
+            value, _, _ = self.face.peak(A, None)
+            return value + PAD * (1 + value.abs())
+        every = torch.arange(A.shape[1], device=A.device).expand(A.shape[:2])
+        pull = self.pull(A, None if name is None else self.memory.recall(name, every))
+        if name is not None:
+            self.memory.keep(name, A.shape[1], every[0], pull.at(0))
+        value = torch.minimum(self.over(A, pull.u), self.face.peak(A, None)[0])
         return value + PAD * (1 + value.abs())
 
-    def cap(self, A: Tensor, a: Tensor, b: Tensor, gamma: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(bound, γ), each (n, s): an upper bound of max A·v over the region and a·v + b ≤ 0, for rows A (n, s, d), a (n, d), b (n,)."""
+    def cap(self, A: Tensor, a: Tensor, b: Tensor, gamma: Tensor | None = None, start: Pull | None = None) -> Capped:
+        """(bound, γ), each (n, s), and the set's multipliers: an upper bound of max A·v over the region and a·v + b ≤ 0, for rows A (n, s, d), a (n, d), b (n,)."""
         if not self.holds_zero:
-            return self.support(A), torch.zeros_like(A[..., 0])
-        width = max(1, CHUNK // A[0].numel())
+            return self.support(A), torch.zeros_like(A[..., 0]), None
+        width, step = max(1, CHUNK // A[0].numel()), max(1, CHUNK // A.shape[2])
         if len(A) > width:
+            pieces = [slice(k, k + width) for k in range(0, len(A), width)]
             parts = [
-                self.cap(A[k : k + width], a[k : k + width], b[k : k + width], None if gamma is None else gamma[k : k + width])
-                for k in range(0, len(A), width)
+                self.cap(A[i], a[i], b[i], None if gamma is None else gamma[i], None if start is None else start.at(i)) for i in pieces
             ]
-            return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
-        rows = A.shape[1]
-        step = max(1, CHUNK // A.shape[2])
-        if rows > step:
-            parts = [self.cap(A[:, k : k + step], a, b, None if gamma is None else gamma[:, k : k + step]) for k in range(0, rows, step)]
-            return torch.cat([v for v, _ in parts], 1), torch.cat([g for _, g in parts], 1)
+            return joined(parts, 0)
+        if A.shape[1] > step:
+            pieces = [slice(k, k + step) for k in range(0, A.shape[1], step)]
+            parts = [
+                self.cap(A[:, i], a, b, None if gamma is None else gamma[:, i], None if start is None else start.at((slice(None), i)))
+                for i in pieces
+            ]
+            return joined(parts, 1)
         if self.region.coupling is None:
             value, g, _ = self._tangents(A, a, b, gamma)
-            return value + PAD * (1 + value.abs()), g
-        return self._coupled(A, a, b)
+            return value + PAD * (1 + value.abs()), g, None
+        return self._coupled(A, a, b, start)
 
     def _tangents(self, A: Tensor, a: Tensor, b: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Minimise h over γ row by row; (h in float64 at the γ found, γ, μ)."""
@@ -228,47 +239,77 @@ class Ball:
         mu = best_mu.to(A.dtype).clamp(min=1e-18)
         return self.face.bound(B, mu) - best * b.unsqueeze(1), best, mu
 
-    def _coupled(self, A: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with multipliers u of the other pieces: (u, γ) together by ADMM, with the half-space as one more piece; then γ again at that u."""
+    def _coupled(self, A: Tensor, a: Tensor, b: Tensor, start: Pull | None) -> tuple[Tensor, Tensor, Pull]:
+        """The same with multipliers u of the other pieces: (u, γ) together, the half-space as one more piece; then γ again at that u."""
         link = self.region.coupling
         assert link is not None
         n, s, d = A.shape
         size = a.norm(dim=-1).clamp(min=1e-30)
         owner = torch.arange(n, device=A.device).repeat_interleave(s)
-        cut = CutCoupling.of(link, (a / size[:, None])[owner, None], (-b / size)[owner, None, None])
-        u = self._ascend(A.reshape(-1, 1, d), cut)[..., :-1].reshape(n, s, -1)
+        cut = CutCoupling.of(link, (a / size[:, None])[owner, None], (-b / size)[owner, None, None]).to(torch.float32)
+        pull = self._climb(A.reshape(-1, 1, d), cut, None if start is None else Pull(start.u.flatten(0, 1), start.z.flatten(0, 1)))
+        pull = Pull(pull.u.view(n, s, -1), pull.z.view(n, s, -1))
+        u = self._feasible(pull.u[..., :-1].to(A.dtype))
         value, gamma, _ = self._tangents(A - link.back(u), a, b, None)
         value = value + self.sigma(u)
-        return value + PAD * (1 + value.abs()), gamma
+        return value + PAD * (1 + value.abs()), gamma, pull
 
-    def multipliers(self, B: Tensor) -> Tensor:
-        """Multipliers u (n, s, m) of the pieces that are no boxes, good for max B·v over the region; any are valid."""
+    def pull(self, B: Tensor, start: Pull | None = None, steps: int | None = None) -> Pull:
+        """Good multipliers for max B·v over the region, B (n, s, d); any are valid."""
         link = self.region.coupling
         assert link is not None
-        return self._ascend(B.detach().reshape(-1, 1, B.shape[-1]), link).reshape(*B.shape[:-1], -1)
+        begin = None if start is None else Pull(start.u.flatten(0, 1), start.z.flatten(0, 1))
+        found = self._climb(B.detach().reshape(-1, 1, B.shape[-1]), link.to(torch.float32), begin, steps)
+        return Pull(found.u.view(*B.shape[:-1], -1), found.z.view(*B.shape[:-1], -1))
 
-    def _ascend(self, rows: Tensor, link: Coupling) -> Tensor:
-        """Multipliers (R, 1, m) for rows (R, 1, d), found in float32; zero where that failed."""
-        quick, out = link.to(torch.float32), []
-        lo, hi = (v[0].float()[None, None] for v in (self.region.lo, self.region.hi))
-        width = max(1, CHUNK // (rows.shape[-1] + link.size))
+    def over(self, B: Tensor, u: Tensor) -> Tensor:
+        """The bound of max B·v that multipliers u (n, s, m) give, in float64."""
+        link = self.region.coupling
+        assert link is not None
+        exact = self._feasible(u.to(B.dtype))
+        return self.face.peak(B - link.back(exact), None)[0] + self.sigma(exact)
+
+    def _climb(self, rows: Tensor, link: Coupling, start: Pull | None, steps: int | None = None) -> Pull:
+        """Multipliers for rows (R, 1, d), in float32: the best of the candidates that ADMM ends with."""
+        lo, hi = (v.float().clamp(-self.radius, self.radius)[None, None] for v in (self.face.lo, self.face.hi))
+        width, out = max(1, CHUNK // (rows.shape[-1] + link.size)), []
         for k in range(0, len(rows), width):
             part = rows[k : k + width].float()
-            which = torch.arange(k, k + len(part), device=rows.device)
-            box = [v.expand(len(part), 1, -1) for v in (lo, hi)]
-            radius = torch.full((len(part), 1), self.radius, device=rows.device)
-            u = ascend(Problem(part, box[0], box[1], radius, self.region.p, quick.take(which)), self.region.steps)
-            out.append(torch.where(torch.isfinite(u).all(-1, keepdim=True), u, 0.0))
-        u = torch.cat(out).to(rows.dtype)
+            here = link.take(torch.arange(k, k + len(part), device=rows.device))
+            begin = None if start is None else start.at(slice(k, k + width))
+            radius = part.new_full((len(part), 1), self.radius)
+            _, v, _ = self.quick.peak(part, None)
+            count = steps or (COLD_STEPS if begin is None else WARM_STEPS)
+            us, state = climb(part, here, lo, hi, radius, self.region.p, v.norm(dim=-1), begin, count)
+            value = self.quick.peak(part - here.back(us), None)[0] + self._levels(here, us)
+            at = value.nan_to_num(nan=INF).argmin(1)
+            best = us.gather(1, at.view(-1, 1, 1).expand(-1, 1, us.shape[-1]))[:, 0]
+            out.append(Pull(best, state.z))
+        return Pull(torch.cat([x.u for x in out]), torch.cat([x.z for x in out]))
+
+    def _feasible(self, u: Tensor) -> Tensor:
+        link = self.region.coupling
+        assert link is not None
         return torch.cat([block.feasible(u[..., where]) for where, block in link.blocks], -1)
 
     def sigma(self, u: Tensor) -> Tensor:
         """Σ_j σ_j(u) (n, s): what the multipliers of the other pieces cost at this radius."""
-        link = self.region.coupling
-        assert link is not None
+        assert self.region.coupling is not None
+        return self._levels(self.region.coupling, u)
+
+    def _levels(self, link: Coupling, u: Tensor) -> Tensor:
         level = self.radius**2 / 2 if self.region.p == 2.0 else self.radius
         total = torch.zeros_like(u[..., 0])
         for where, block in link.blocks:
             constant, slope = block.sigma(u[..., where])
             total = total + constant + slope * level
         return total
+
+
+Capped = tuple[Tensor, Tensor, Pull | None]
+
+
+def joined(parts: list[Capped], dim: int) -> Capped:
+    pulls = [p for _, _, p in parts if p is not None]
+    pull = Pull(torch.cat([p.u for p in pulls], dim), torch.cat([p.z for p in pulls], dim)) if len(pulls) == len(parts) else None
+    return torch.cat([v for v, _, _ in parts], dim), torch.cat([g for _, g, _ in parts], dim), pull

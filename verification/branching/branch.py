@@ -12,21 +12,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
 from formulations.norms import INF, Norm
+from formulations.pieces import BallPiece, bounding_box
 from formulations.sets.base import FEASIBILITY, ConvexSet
 from formulations.support import Region
 from verification.attack.feasible import violation
-from verification.branching.answers import BranchingResult, BranchingStop, RowTree
+from verification.branching.answers import BranchingResult, BranchingStop, Leaf, RowTree
+from verification.branching.coupled import Memory
 from verification.branching.network import Network
 from verification.branching.schedule import BACK, EASY, Schedule
 from verification.branching.tree import Effort, Tree
 from verification.decision import Decision
+from verification.exact.bounds import everywhere
+from verification.exact.descent import Descent
 from verification.exact.question import Question, Witness
+from verification.exact.relaxation import Relaxation
 from verification.relu_chain import ReluChain
 
 SHARE = 0.6  # of the budgets that are left: what one question may take
@@ -96,11 +102,13 @@ class _Search:
         self.question, self.tolerance, self.effort, self.progress = question, tolerance, effort, progress
         self.region = Region.build(question.norm, question.parts, _nearest(question), question.dim, count=1, device=device)
         self.network = Network.of(question, self.region.scale)
-        self.reach = float(self.region.reach()[0]) * (1 + 1e-9)
+        self.extent = min(float(self.region.reach()[0]), reach_of_balls(question))  # no allowed change is longer
+        self.reach = self.extent * (1 + 1e-9)
         self.upper, self.start = upper, start
         self.witness: Witness | None = None
         self.trees = {k: RowTree(k, question.decision.rivals[k], 0.0, ()) for k in range(question.rows)}
         self.nodes = 0
+        self.memory = Memory()
 
     @property
     def lower(self) -> float:
@@ -111,9 +119,16 @@ class _Search:
         zero = np.zeros(q.dim)
         if q.margins(zero)[0].min() <= 0 and violation(zero, q.parts) <= FEASIBILITY:
             return self._result(BranchingStop.CLOSED, at_start=True)
+        if self.extent == INF:
+            self._look_everywhere()
+        if self.lower == INF:
+            return self._result(BranchingStop.CLOSED)
         schedule, tree = Schedule(), None
-        first = radius = self._first_radius()
+        first = radius = 1.0
         try:
+            if self.upper == INF:
+                self._descend(end)
+            first = radius = self._first_radius()
             tree = self._plant(radius)
             while tree.worst < EASY and radius > 1e-6 * first and time.perf_counter() < end:
                 radius *= BACK
@@ -146,9 +161,37 @@ class _Search:
                 self._credit(tree)
             return self._result(BranchingStop.INTERRUPTED)
 
+    def _look_everywhere(self) -> None:
+        """Rows that interval arithmetic keeps positive on all of C need no radius, which an unbounded set would not end without."""
+        q, zero = self.question, np.zeros((1, self.question.dim))
+        lo, hi = bounding_box(q.parts, q.dim)
+        weights = (*q.weights[:-1], q.decision.rows @ q.weights[-1])
+        shifts = (*q.shifts[:-1], q.decision.rows @ q.shifts[-1] + q.decision.shifts)
+        for k, least in enumerate(everywhere(weights, shifts, lo, hi)[1]):
+            if least > 0:
+                self.trees[k] = RowTree(k, q.decision.rivals[k], INF, (Leaf((), zero, np.array([least]), INF, INF),))
+
+    def _descend(self, end: float) -> None:
+        """A first witness by repeated linearisation: most of the work of a search without one is to find its scale."""
+        descent = Descent(self.question, Relaxation(self.question))
+        for k in np.argsort(self.question.margins(np.zeros(self.question.dim))[0]):
+            if time.perf_counter() >= end:
+                return
+            found = descent.start(int(k), INF if self.witness is None else self.witness.upper)
+            if found is not None and (self.witness is None or found.upper < self.witness.upper):
+                self.witness = found
+
     def _plant(self, radius: float) -> Tree:
         """The question at this radius, for the rows that are not known to stand within it."""
-        tree = Tree(self.question, self.network, self.region, radius, [k for k, t in self.trees.items() if t.lower < radius], self.effort)
+        tree = Tree(
+            self.question,
+            self.network,
+            self.region,
+            radius,
+            [k for k, t in self.trees.items() if t.lower < radius],
+            self.effort,
+            self.memory,
+        )
         tree.plant()
         return tree
 
@@ -201,10 +244,14 @@ class _Search:
         for k, book in tree.books.items():
             if book.open:
                 continue  # interrupted before its cells came back to the queue
-            leaves = tuple(replace(leaf, lower=INF) if leaf.lower >= self.reach else leaf for leaf in book.leaves)
+            leaves = tuple(replace(leaf, lower=INF) if self._covers_all(leaf) else leaf for leaf in book.leaves)
             lower = min(leaf.lower for leaf in leaves)
             if lower > self.trees[k].lower:
                 self.trees[k] = RowTree(k, self.trees[k].rival, lower, leaves)
+
+    def _covers_all(self, leaf: Leaf) -> bool:
+        """Does the leaf say that no allowed change flips? Programs bound the flips there are, rows say that there are none within their radius."""
+        return leaf.lower >= self.extent if leaf.lam is None else leaf.lower > self.reach
 
     def _result(self, stop: BranchingStop, at_start: bool = False) -> BranchingResult:
         found, upper = self.witness, self.upper
@@ -219,7 +266,19 @@ class _Search:
 
 def _nearest(question: Question) -> float:
     """A radius at which the region is not empty: the norm of the point of C's boxes nearest to x0, and a little more."""
-    from formulations.pieces import bounding_box
-
     lo, hi = bounding_box(question.parts, question.dim)
     return float(question.norm.value(np.clip(0.0, lo, hi))) * (1 + 1e-6) + 1e-9
+
+
+def reach_of_balls(question: Question) -> float:
+    """An upper bound of the norm over C, +inf where no ball ‖Mδ + e‖ ≤ ρ with M of full column rank bounds it:  |δ + M⁺e|_i ≤ ρ ‖M⁺_i‖_*."""
+    far = INF
+    for part in question.parts:
+        if not isinstance(part.piece, BallPiece) or min(part.piece.M.shape) > 2000:
+            continue
+        M = part.piece.M.toarray() if sp.issparse(part.piece.M) else np.asarray(part.piece.M)
+        if M.shape[0] >= M.shape[1] and np.linalg.cond(M) < 1e8:
+            inverse = np.linalg.pinv(M)
+            hull = np.abs(inverse @ part.piece.e) + float(part.piece.rho) * np.asarray(part.piece.norm.dual_value(inverse))
+            far = min(far, float(question.norm.value(hull)) * (1 + 1e-6))  # room for the inverse's rounding
+    return far

@@ -25,7 +25,8 @@ class Cells:
     gamma          (n, 2 h_l) last multipliers of the cap, for upper and lower bounds
 
     and a (n, d), b (n,) the row, which every flip of the cell obeys: a·v + b ≤ 0; slack (n,) = b/σ(−a) − 1, > 0 where the cell is closed;
-    row (n,) the margin row k; node (n,) where the cell's splits are written down.
+    row (n,) the margin row k; node (n,) where the cell's splits are written down; u (n, m), z (n, d) the last multipliers of the set's coupled pieces and
+    their maximiser (verification/branching/coupled.py; m = d = 0 without such pieces).
     """
 
     lower: Layers
@@ -39,6 +40,8 @@ class Cells:
     slack: Tensor
     row: Tensor
     node: Tensor
+    u: Tensor
+    z: Tensor
 
     def __len__(self) -> int:
         return len(self.b)

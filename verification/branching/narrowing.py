@@ -19,8 +19,9 @@ from torch import Tensor
 
 from formulations.norms import INF
 from verification.branching.adam import Adam
-from verification.branching.ball import PAD, Ball, Face
+from verification.branching.ball import PAD, Ball, Capped, Face, joined
 from verification.branching.cells import Cells
+from verification.branching.coupled import Pull
 from verification.branching.network import Lines, Network
 
 STEPS = 5
@@ -36,7 +37,7 @@ def plain_bounds(network: Network, ball: Ball) -> tuple[tuple[Tensor, ...], tupl
     for l, (W, shift) in enumerate(zip(network.weights, network.shifts, strict=True)):
         A, const = torch.cat([-W, W])[None], torch.cat([-shift, shift])[None]
         A, const = network.to_input(A, const, lines, [x.steeper() for x in lines])
-        low = const - ball.support(-A)
+        low = const - ball.support(-A, ("plain", l))
         h = network.widths[l]
         upper.append(-low[:, :h])
         lower.append(torch.minimum(low[:, h:], upper[-1]))
@@ -57,10 +58,23 @@ def narrow(network: Network, ball: Ball, cells: Cells) -> Cells:
         start = gamma[l].gather(1, both)
         rows, offsets = torch.cat([W[index], -W[index]], 1), torch.cat([shift[index], -shift[index]], 1)
         if l == 0:
-            top, found = ball.cap(-rows, cells.a, cells.b, start if bool((start > 0).any()) else None)
+            top, found, pull = ball.cap(
+                -rows, cells.a, cells.b, start if bool((start > 0).any()) else None, ball.memory.recall(("cap", 0), both)
+            )
             low = offsets - top
         else:
-            low, found = _later_layer(network, ball, replace(cells, lower=tuple(lower), upper=tuple(upper)), l, rows, offsets, start)
+            low, found, pull = _later_layer(
+                network,
+                ball,
+                replace(cells, lower=tuple(lower), upper=tuple(upper)),
+                l,
+                rows,
+                offsets,
+                start,
+                ball.memory.recall(("cap", l), both),
+            )
+        if pull is not None:
+            ball.memory.keep(("cap", l), 2 * W.shape[0], both[0], pull.at(0))
         new_upper = torch.minimum(upper[l].gather(1, index), -low[:, count:])
         new_lower = torch.maximum(lower[l].gather(1, index), low[:, :count])
         upper[l] = upper[l].scatter(
@@ -72,17 +86,14 @@ def narrow(network: Network, ball: Ball, cells: Cells) -> Cells:
 
 
 def _later_layer(
-    network: Network, ball: Ball, cells: Cells, layer: int, rows: Tensor, offsets: Tensor, start: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(lower bounds, γ), each (n, s), of rows·relu(z_{layer−1}) + offsets on flips, in chunks."""
+    network: Network, ball: Ball, cells: Cells, layer: int, rows: Tensor, offsets: Tensor, start: Tensor, pull: Pull | None
+) -> Capped:
+    """(lower bounds, γ), each (n, s), of rows·relu(z_{layer−1}) + offsets on flips, in chunks; and the set's multipliers."""
     joint = Joint.of(network, cells, layer)
     n, s, width = rows.shape
     step = max(1, CHUNK // (s * max(width, network.dim)))
-    parts = [
-        joint.take(slice(k, k + step)).bound(ball, rows[k : k + step], offsets[k : k + step], start[k : k + step])
-        for k in range(0, n, step)
-    ]
-    return torch.cat([low for low, _ in parts]), torch.cat([g for _, g in parts])
+    pieces = [slice(k, k + step) for k in range(0, n, step)]
+    return joined([joint.take(i).bound(ball, rows[i], offsets[i], start[i], None if pull is None else pull.at(i)) for i in pieces], 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +138,7 @@ class Joint:
             self.head.to(dtype), self.const.to(dtype), lines, cast(self.slopes), cast(self.pulls), cast(self.weights), cast(self.shifts)
         )
 
-    def bound(self, ball: Ball, rows: Tensor, offsets: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def bound(self, ball: Ball, rows: Tensor, offsets: Tensor, start: Tensor, pull: Pull | None) -> Capped:
         """(lower bounds, γ), each (n, s)."""
         quick = self.to(torch.float32)
         link = ball.region.coupling
@@ -138,7 +149,8 @@ class Joint:
         push, extra = None, torch.zeros_like(gamma)
         if link is not None:  # multipliers of the set's other pieces: good for the first γ and slopes, then held
             A, _, _ = self._minorant(rows, offsets, gamma.to(rows.dtype), [v.to(rows.dtype) for v in slopes])
-            u = ball.multipliers(-A)
+            pull = ball.pull(-A, pull)
+            u = pull.u.to(A.dtype)
             push, extra = link.back(u), ball.sigma(u)
         climbed = quick.climb(
             ball.quick, rows.float(), offsets.float(), gamma, slopes, unit, None if push is None else push.float(), extra.float()
@@ -149,8 +161,10 @@ class Joint:
         if link is None:
             top = ball.face.bound(-A, mu.to(rows.dtype).clamp(min=1e-18))
         else:
-            top = ball.support(-A)
-        return const - top - PAD * (1 + const.abs() + top.abs()), found
+            assert pull is not None
+            top, pull = ball.over(-A, pull.u), ball.pull(-A, pull)
+            top = torch.minimum(top, ball.over(-A, pull.u))
+        return const - top - PAD * (1 + const.abs() + top.abs()), found, pull
 
     def climb(
         self,

@@ -25,6 +25,7 @@ from verification.branching.ascent import ascend
 from verification.branching.ball import Ball
 from verification.branching.cells import Cells, Pool
 from verification.branching.choice import scores, shortfall
+from verification.branching.coupled import Memory, Pull
 from verification.branching.narrowing import narrow, plain_bounds
 from verification.branching.network import Network
 from verification.branching.region import RegionProgram
@@ -60,9 +61,18 @@ class Bookkeeping:
 class Tree:
     """The trees of some margin rows at one radius."""
 
-    def __init__(self, question: Question, network: Network, region: Region, radius: float, rows: list[int], effort: Effort) -> None:
+    def __init__(
+        self,
+        question: Question,
+        network: Network,
+        region: Region,
+        radius: float,
+        rows: list[int],
+        effort: Effort,
+        memory: Memory | None = None,
+    ) -> None:
         self.question, self.network, self.region, self.effort = question, network, region, effort
-        self.ball = Ball.of(region, radius)
+        self.ball = Ball.of(region, radius, memory)
         self.books = {k: Bookkeeping([], 1) for k in rows}
         self.nodes = 0
         self.witness: Witness | None = None
@@ -87,7 +97,7 @@ class Tree:
         return self._heap[0][0] if self._heap else 0.0
 
     def shrink(self, radius: float) -> None:
-        self.ball = Ball.of(self.region, min(radius, self.radius))
+        self.ball = Ball.of(self.region, min(radius, self.radius), self.ball.memory)
 
     # ------------------------------------------------------------------------------------------------------------------- root
 
@@ -102,10 +112,22 @@ class Tree:
             tuple(v[many] for v in lower), tuple(v[many] for v in upper), empty, tuple((u > -l).to(u)[many] for l, u in zip(lower, upper, strict=True)),
             empty, tuple(torch.cat([v, v], 1) for v in empty), like.new_zeros(len(rows), network.dim), like, torch.full_like(like, -INF),
             torch.tensor(rows, device=like.device), torch.arange(len(rows), device=like.device),
+            *self._pulls(rows),
         )  # fmt: skip
         self._parents = [(-1, None)] * len(rows)
         self.nodes = len(rows)
-        self._push(self._close(ascend(network, self.ball, start, self.effort.root_steps).cells))
+        raised = ascend(network, self.ball, start, self.effort.root_steps).cells
+        if self.region.coupling is not None:
+            self.ball.memory.keep(("row", 0), self.question.rows, raised.row, Pull(raised.u, raised.z))
+        self._push(self._close(raised))
+
+    def _pulls(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Multipliers that the rows begin with: those of the last question."""
+        link, like = self.region.coupling, self.network.rows.new_zeros(len(rows), 0, dtype=torch.float32)
+        if link is None:
+            return like, like
+        known = self.ball.memory.recall(("row", 0), torch.tensor(rows, device=like.device))
+        return (like.new_zeros(len(rows), link.size), like.new_zeros(len(rows), self.network.dim)) if known is None else (known.u, known.z)
 
     def pinch(self, late: Callable[[], bool]) -> None:
         """Narrow all open cells and raise their rows, in turns, while some slack still moves."""
