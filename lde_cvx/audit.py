@@ -26,6 +26,7 @@ from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.manifest import NAME as MANIFEST
 from lde_cvx.manifest import write_manifest
 from lde_cvx.models import one_thread, save_model
+from lde_cvx.searching import SEARCHES
 from verification.certificate import Certificate
 from verification.certificate_format import self_hash
 
@@ -74,7 +75,7 @@ def run_audit(case: Case, folder: Path, tell: Tell = lambda *_: None) -> AuditRe
     write(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write(folder / "report.html", report.render(summary))
     save_model(case.trained.model, folder / MODEL)
-    write_manifest(folder, [folder / row.certificate for row in checked], folder / MODEL, str(summary["command"]))
+    write_manifest(folder, [folder / row.certificate for row in checked], folder / MODEL, f"lde audit {case.name}")
     return AuditResult(folder, tuple(checked), summary)
 
 
@@ -88,13 +89,14 @@ def certify(case: Case, norm: Norm, folder: Path, tell: Tell) -> list[AuditRow]:
     pending = [row for row, done in rows.items() if done is None]
     explainer = LagrangeDualExplainer(
         case.trained.model, norm=norm, constraints=case.schema.polytope(), method=case.config.question.method, seed=case.config.seed,
-        feature_names=case.schema.feature_names,
+        feature_names=case.schema.feature_names, time_limit=case.config.question.seconds, jobs=os.cpu_count() or 1,
     )  # fmt: skip
     stage, ready = f"certifying, {norm.label}", len(rows) - len(pending)
     tell(stage, ready, len(rows))
     for start in range(0, len(pending), CHUNK):
         chunk = pending[start : start + CHUNK]
-        told = partial(_passing_on, tell, stage, ready + start, len(rows))
+        counted = "branching" if case.config.question.method in SEARCHES else "certified radii"
+        told = partial(_passing_on, tell, stage, counted, ready + start, len(rows))
         found = explainer.explain(case.features[chunk], progress=told)
         for row, explanation in zip(chunk, found if isinstance(found, list) else [found], strict=True):
             path = folder / f"{applicant_id(row)}-{short}.json"
@@ -105,9 +107,9 @@ def certify(case: Case, norm: Norm, folder: Path, tell: Tell) -> list[AuditRow]:
     return [row for row in rows.values() if row is not None]
 
 
-def _passing_on(tell: Tell, stage: str, ready: int, total: int, what: str, done: int, _: int) -> None:
-    """The explainer's count of certified radii, as this audit's count of applicants."""
-    if what == "certified radii":
+def _passing_on(tell: Tell, stage: str, counted: str, ready: int, total: int, what: str, done: int, _: int) -> None:
+    """The explainer's count in its longest stage, as this audit's count of applicants."""
+    if what == counted:
         tell(stage, ready + done, total)
 
 

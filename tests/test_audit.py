@@ -117,8 +117,15 @@ def test_no_allowed_change_inside_the_radius_flips(case: Case, done: AuditResult
 
 def test_the_folder_holds_the_report_the_data_and_the_certificates(case: Case, done: AuditResult) -> None:
     names = set(files(done.folder))
-    assert names == {"report.html", "summary.json", "results.csv", *(r.certificate for r in done.rows)}
-    assert all(check_file(done.folder / r.certificate).ok for r in done.rows)
+    assert names == {
+        "report.html",
+        "summary.json",
+        "results.csv",
+        "model.safetensors",
+        "manifest.json",
+        *(r.certificate for r in done.rows),
+    }
+    assert all(check_file(done.folder / r.certificate, level="C", model=done.folder / "model.safetensors").ok for r in done.rows)
     summary = json.loads((done.folder / "summary.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     told = [AuditRow.from_dict(r) for a in summary["applicants"] for r in a["rows"]]
     assert told == list(done.rows)
@@ -225,6 +232,8 @@ def test_another_audit_in_the_same_folder_leaves_nothing_of_the_first(small: Cas
         "report.html",
         "summary.json",
         "results.csv",
+        "model.safetensors",
+        "manifest.json",
         "notes.txt",
         "certificates/applicant-mine.json",
         *(r.certificate for r in second.rows),
