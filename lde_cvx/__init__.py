@@ -78,6 +78,8 @@ _HOME = {
     "diagnose": "formulations.kkt",
     "PriceFlag": "formulations.kkt",
     "Explanation": "lde_cvx.explanation",
+    "SufficientReason": "lde_cvx.sufficient",
+    "Relevance": "lde_cvx.sufficient",
     "Verdict": "verification.checker",
     "load_model": "lde_cvx.models",
 }
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from lde_cvx.models import load_model
     from lde_cvx.rate_distortion import RateDistortion
     from lde_cvx.second_order import SecondOrder, suggested_temperature
+    from lde_cvx.sufficient import Relevance, SufficientReason
     from verification.attack import find_witness
     from verification.certificate import Certificate
     from verification.checker import Verdict

@@ -60,11 +60,12 @@ class ChangesTable(_Table):
 
 
 class QuestionTable(_Table):
-    """Which applicants, measured how. `norms` in standardised units; `method` is the bound pass."""
+    """Which applicants, measured how. `norms` in standardised units; `method` is the bound pass, `seconds` what branching may take for each of them."""
 
     applicants: int = Field(30, ge=1)
     norms: list[Literal[1, 2, "inf"]] = [1, 2]
-    method: Literal["ibp", "crown", "alpha-crown"] = "crown"
+    method: Literal["ibp", "crown", "alpha-crown", "branching", "exact"] = "crown"
+    seconds: float | None = Field(None, gt=0)
 
     @field_validator("norms")
     @classmethod

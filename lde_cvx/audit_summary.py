@@ -21,6 +21,8 @@ from lde_cvx.audit_case import SCHEMA, Case, norm_name, source_sha256
 from lde_cvx.audit_record import AuditRow
 from verification.certificate import Certificate, ModelRecord
 
+METHOD_WORDS = {"branching": "branch and bound, after a crown pass", "exact": "branch and bound to the end, after a crown pass"}
+
 
 def results_csv(rows: Sequence[AuditRow]) -> str:
     """One line per applicant and norm, without anything that changes from run to run."""
@@ -71,7 +73,7 @@ def summarise(case: Case, rows: Sequence[AuditRow], folder: Path, seconds: float
             ("Asked", "the smallest allowed change of the application that turns the decision, bracketed from both sides"),
             ("Applicants", f"the first {len(people)} rows of the test split that the network declines"),
             ("Distances", ", ".join(norm.label for norm in case.norms) + " of the change in standardised units"),
-            ("Bound pass", f"{config.question.method}, float64, every layer bounded over the allowed set itself"),
+            ("Bound pass", f"{METHOD_WORDS.get(config.question.method, config.question.method)}, float64, every layer bounded over the allowed set itself"),
         ],
         "constraints": constraint_words(case.schema), "applicants": people, "skipped": list(case.skipped),
         "model": [

@@ -24,12 +24,14 @@ from formulations.programs import min_norm
 from formulations.sets import ConvexSet, Everything
 from formulations.solution import Solution
 from formulations.status import Status
+from lde_cvx.confirm import confirmed
 from lde_cvx.explanation import Explanation
 from lde_cvx.inputs import Batch, check_inside, read_batch
 from lde_cvx.price_reading import BindingProgram
 from lde_cvx.progress import Progress, progress_bar, silent
 from lde_cvx.searching import SEARCHES, SECONDS, binding_row, check_searchable, search_radii
 from lde_cvx.second_order import check_order, with_second_order
+from lde_cvx.sufficient import SufficientReason, sufficient_reason
 from verification.attack import Budget, Witness, find_witness
 from verification.certificate import Certificate, ModelRecord
 from verification.checker import Verdict
@@ -107,8 +109,8 @@ class LagrangeDualExplainer:
         Raises InputError on a shape the model does not take, NaN, an input outside C, an empty C, a decision that does not stand, and a layer
         that cannot be bounded.
         """
-        batch = read_batch(self.model, x0, self._place)
-        decisions = self._decisions(batch)
+        batch = read_batch(self.model, x0, self.place)
+        decisions = self.decisions_of(batch)
         if progress is not None:
             explanations = self.explain_batch(batch, decisions, progress)
         else:
@@ -126,16 +128,25 @@ class LagrangeDualExplainer:
             raise InputError("attribute: baselines have no meaning for this explainer; leave them out.")
         if not isinstance(inputs, Tensor):
             raise InputError(f"attribute: got {type(inputs).__name__}; give a tensor (n, *shape), or use explain.")
-        batch = read_batch(self.model, inputs, self._place)
-        found = self.explain_batch(batch, self._decisions(batch, _per_input(target, len(batch))), silent)
+        batch = read_batch(self.model, inputs, self.place)
+        found = self.explain_batch(batch, self.decisions_of(batch, _per_input(target, len(batch))), silent)
         scores = np.stack([e.scores for e in found]).reshape(tuple(inputs.shape))
         return torch.as_tensor(scores, device=inputs.device).to(inputs.dtype if inputs.is_floating_point() else torch.float64)
 
+    def sufficient_reason(self, x0: Tensor | ArrayLike, *, time_limit: float | None = None) -> SufficientReason:
+        """A ⊂ features with { δ ∈ C : δ_i = 0 outside A, some m_k(δ) ≤ 0 } = ∅, certified, grown in the multipliers' order; the rest decides.
+
+        One input (*shape). Every other feature has a counterexample, or stays unknown; with method "branching" or "exact" it is searched until one of
+        the two is found, within the explainer's `time_limit` a feature. `time_limit`: seconds in all; what it cuts off stays unknown.
+        Raises InputError as `explain` does, and on a feature that the constraints leave unbounded.
+        """
+        return sufficient_reason(self, x0, time_limit=time_limit)
+
     @property
-    def _place(self) -> torch.device:
+    def place(self) -> torch.device:
         return next((p.device for p in self.model.parameters()), torch.device(self.device or "cpu"))
 
-    def _decisions(self, batch: Batch, towards: Sequence[int | None] | None = None) -> list[Decision]:
+    def decisions_of(self, batch: Batch, towards: Sequence[int | None] | None = None) -> list[Decision]:
         """One standing decision per input; `towards` overrides the explainer's target, and there the predicted class means its nearest rival."""
         outputs = batch.outputs.cpu().numpy()
         if self.decision is not None:
@@ -153,7 +164,7 @@ class LagrangeDualExplainer:
 
     def explain_batch(self, batch: Batch, decisions: Sequence[Decision], tell: Progress) -> list[Explanation]:
         """All inputs at once; inputs whose function of constraints returns another set are grouped by set."""
-        sets = [self._set_of(x) for x in batch.flat]
+        sets = [self.set_of(x) for x in batch.flat]
         for i, (C, x) in enumerate(zip(sets, batch.flat, strict=True)):
             check_inside(C, x, i)
         out: list[Explanation | None] = [None] * len(batch)
@@ -163,7 +174,7 @@ class LagrangeDualExplainer:
                 out[i] = e
         return [e for e in out if e is not None]
 
-    def _set_of(self, x: Array) -> ConvexSet | None:
+    def set_of(self, x: Array) -> ConvexSet | None:
         if self.constraints is None or isinstance(self.constraints, ConvexSet):
             return self.constraints
         C = self.constraints(x)
@@ -179,11 +190,11 @@ class LagrangeDualExplainer:
             self.model, batch.x, self.norm, C, decisions=decisions, seed=self.seed, device=self.device,
             budget=Budget(seconds=self.time_limit), progress=lambda done, total: tell("witnesses", done, total),
         )  # fmt: skip
-        nearest: Sequence[Witness] = [witnesses[i] for i in range(n)]
+        nearest: Sequence[Witness] = [confirmed(self.model, batch.x[i], decisions[i], self.norm, C, witnesses[i]) for i in range(n)]
         radii: Sequence[CertifiedRadius | None] = [None] * n
         if self.method != "linear":
             rows = certified_radius(
-                self._engine(batch.shape), batch.x, self.norm, C, decisions=decisions, method="crown" if self.method in SEARCHES else self.method,
+                self.engine(batch.shape), batch.x, self.norm, C, decisions=decisions, method="crown" if self.method in SEARCHES else self.method,
                 upper=witnesses.upper, seconds=self.time_limit, progress=lambda done, total: tell("certified radii", done, total),
             )  # fmt: skip
             radii = rows.items
@@ -232,10 +243,10 @@ class LagrangeDualExplainer:
         if point is None:
             return None
         with torch.no_grad():
-            outputs = self.model(torch.as_tensor(point, device=self._place)[None])[0]
+            outputs = self.model(torch.as_tensor(point, device=self.place)[None])[0]
         return WitnessEvidence(point.ravel() - x0.ravel(), outputs.cpu().numpy(), int(witness.rival))
 
-    def _engine(self, shape: tuple[int, ...]) -> BoundEngine:
+    def engine(self, shape: tuple[int, ...]) -> BoundEngine:
         """The network prepared for bounds, once per input shape."""
         if shape not in self._engines:
             self._engines[shape] = BoundEngine(self.model, shape, self.device)

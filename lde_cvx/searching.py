@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from formulations.errors import InputError
 from formulations.norms import INF, Norm
 from formulations.pieces import CustomPiece
 from formulations.sets import ConvexSet, Everything
+from lde_cvx.confirm import confirmed
 from verification.attack import Witness, WitnessStatus
 from verification.branching import BranchingResult, BranchingStop, branch_radius
 from verification.decision import Decision
@@ -76,7 +78,9 @@ def search_radii(
         for done, (i, result) in enumerate(zip(open_, results, strict=True)):
             rows = tree_rows(result, radii[i].rows, x[i].detach().cpu().numpy().ravel(), norm, constraints, names)
             found[i] = replace(radii[i], rows=tuple(rows))
-            nearest[i] = _nearer(model, x[i], decisions[i], result, witnesses[i])
+            if result.upper < witnesses[i].upper and np.isfinite(result.delta).all():
+                met = replace(witnesses[i], status=WitnessStatus.FOUND, delta=result.delta, upper=result.upper)
+                nearest[i] = min(witnesses[i], confirmed(model, x[i], decisions[i], norm, constraints, met), key=lambda w: w.upper)
             tell(len(x) - len(open_) + done + 1, len(x))
             if result.stop is BranchingStop.INTERRUPTED:
                 break
@@ -90,19 +94,3 @@ def binding_row(radius: CertifiedRadius, witness: Witness) -> CertifiedRow:
     least = [row for row in radius.rows if row.lower <= radius.lower / MET]
     fallen = [row for row in least if row.rival == witness.rival]
     return min(fallen or least, key=lambda row: 0.0 if row.solution is None else row.solution.lower)
-
-
-def _nearer(model: nn.Module, x: Tensor, decision: Decision, result: BranchingResult, known: Witness) -> Witness:
-    """The search's witness where it is shorter and flips the network itself at the input that a certificate stores."""
-    if not result.upper < known.upper:
-        return known
-    delta = torch.as_tensor(result.delta, dtype=x.dtype, device=x.device).view(x.shape)
-    with torch.no_grad():
-        margins = decision.margins(model((x + delta)[None]).cpu().numpy())[0]
-    row = int(margins.argmin())
-    if not margins[row] <= 0:
-        return known
-    return replace(
-        known, status=WitnessStatus.FOUND, delta=result.delta, upper=result.upper, rival=int(decision.rivals[row]), row=row,
-        margin=float(margins[row]),
-    )  # fmt: skip
