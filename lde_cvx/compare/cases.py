@@ -1,0 +1,114 @@
+"""What a comparison explains: a network and its inputs, the set of changes, what stands for a removed feature; and the explainers bound to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from formulations.errors import InputError
+from formulations.sets import Box, ConvexSet
+from lde_cvx.attribution import Explainer
+from lde_cvx.compare.config import CaseTable, MethodTable
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """x (n, *shape) in float64; box: the range that moved inputs are clipped to; reference (*shape): the training mean, None where it is not known."""
+
+    model: nn.Module
+    x: Tensor
+    constraints: ConvexSet | None
+    box: tuple[float, float] | None
+    reference: Tensor | None
+    title: str
+
+
+def load_case(table: CaseTable) -> Case:
+    """Raises InputError where a file is missing or does not fit."""
+    if table.name == "mnist_cnn":
+        from lde_cvx.bench.networks import mnist_cnn
+
+        found = mnist_cnn(table.count)
+        return Case(
+            _standard(found.model), found.x, Box(0, 1), (0.0, 1.0), None, f"mnist_cnn.pth, {len(found.x)} correctly classified test images"
+        )
+    if table.name == "digits":
+        from lde_cvx.bench.networks import digits
+
+        found = digits(table.count)
+        return Case(found.model, found.x, Box(0, 1), (0.0, 1.0), None, f"{found.name}, {len(found.x)} correctly classified held-out images")
+    if table.name == "german_credit":
+        return _german_credit(table.count)
+    return _own(table)
+
+
+def _standard(model: nn.Module) -> nn.Module:
+    """The same network with its input normalisation as a batch norm, a layer that every method has a rule for."""
+    first, *rest = model.children()
+    norm = nn.BatchNorm2d(1, eps=0.0, affine=False).double().eval()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.fill_(float(first.mean))  # type: ignore[arg-type]
+    norm.running_var.fill_(float(first.deviation) ** 2)  # type: ignore[arg-type]
+    return nn.Sequential(norm, *rest).eval()
+
+
+def _german_credit(count: int) -> Case:
+    from formulations.semantic import Schema
+    from lde_cvx.data import german_credit
+    from lde_cvx.models import german_credit_model
+
+    schema = Schema.from_frame(german_credit().X)
+    trained, _, data = german_credit_model(schema=schema)
+    X = torch.tensor(schema.encode(data.X))
+    x = X[torch.as_tensor(trained.test_rows[:count])]
+    mean = X[torch.as_tensor(trained.train_rows)].mean(0)
+    return Case(trained.model, x, schema.polytope(), None, mean, f"German credit MLP 61-32-32-2, {len(x)} applicants of the test split")
+
+
+def _own(table: CaseTable) -> Case:
+    from lde_cvx.models import load_model
+
+    model, path = load_model(str(table.model)), Path(str(table.inputs))
+    try:
+        X = np.asarray(np.load(path, allow_pickle=False), dtype=float)
+    except FileNotFoundError:
+        raise InputError(f"case.inputs: {path} does not exist.") from None
+    except (ValueError, TypeError, EOFError) as e:
+        raise InputError(f"case.inputs: {path} is not a .npy file of numbers ({str(e).splitlines()[0]}).") from None
+    box = None if table.box is None else (table.box[0], table.box[1])
+    return Case(
+        model,
+        torch.tensor(X[: table.count]),
+        None if box is None else Box(*box),
+        box,
+        None,
+        f"{table.model}, {min(len(X), table.count)} inputs",
+    )
+
+
+def build(method: MethodTable, case: Case, seed: int) -> Explainer:
+    """The explainer of a method's table. Raises InputError on a setting that it does not have."""
+    s = dict(method.settings)
+    try:
+        if method.kind == "baseline":
+            from lde_cvx.baselines import baseline
+
+            return baseline(str(method.method), case.model, seed=seed, **s)
+        if method.kind == "lde":
+            from lde_cvx.explainer import LagrangeDualExplainer
+
+            return LagrangeDualExplainer(case.model, constraints=case.constraints, seed=seed, **s)
+        if method.kind == "rate-distortion":
+            from lde_cvx.rate_distortion import RateDistortion
+
+            return RateDistortion(case.model, s.pop("kind", "constrained"), seed=seed, **s)
+        from lde_cvx.leg import LEG, LEGTV
+
+        return (LEG if method.kind == "leg" else LEGTV)(case.model, seed=seed, **s)
+    except TypeError as error:
+        raise InputError(f"methods.{method.name}: {str(error).split('.')[-1]}; see the settings of that explainer.") from None

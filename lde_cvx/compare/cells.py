@@ -1,0 +1,160 @@
+"""The cells of a comparison: one line of `cells.csv` per method, input and metric, appended whole; a run that was cut goes on after the last whole line.
+
+Inputs come first: every method and metric of input 0, then of input 1, so that a run cut at any time compares all methods on the same inputs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from formulations.errors import InputError
+from formulations.norms import Array
+from lde_cvx import metrics as measures
+from lde_cvx.attribution import Explainer
+from lde_cvx.compare.cases import Case, build, load_case
+from lde_cvx.compare.config import CompareConfig, MethodTable, method_hash
+
+HEADER = ("method", "definition", "input", "metric", "value")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    method: str
+    definition: str
+    input: int
+    metric: str
+    value: float
+
+
+class CellStore:
+    """`cells.csv` in a folder, with `comparison.json` that says which configuration its cells belong to."""
+
+    def __init__(self, folder: Path, sha256: str) -> None:
+        self.folder, self.path = folder, folder / "cells.csv"
+        (folder / "maps").mkdir(parents=True, exist_ok=True)
+        stamp = folder / "comparison.json"
+        if stamp.is_file() and json.loads(stamp.read_text()).get("sha256") != sha256:
+            raise InputError(f"{folder}: holds the cells of another case, seed or metric setting; use another folder.")
+        write_atomically(stamp, json.dumps({"sha256": sha256}).encode())
+        self.cells: dict[tuple[str, int, str], Cell] = {}
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a line that was cut
+            write_atomically(self.path, whole.encode())
+        for row in csv.reader(whole.splitlines()[1:]):
+            if len(row) == len(HEADER):
+                cell = Cell(row[0], row[1], int(row[2]), row[3], float(row[4]))
+                self.cells[(cell.definition + cell.method, cell.input, cell.metric)] = cell
+        if not whole:
+            self._append(HEADER)
+
+    def has(self, method: MethodTable, i: int, metric: str) -> bool:
+        return (method_hash(method) + method.name, i, metric) in self.cells
+
+    def value(self, method: MethodTable, i: int, metric: str) -> float | None:
+        cell = self.cells.get((method_hash(method) + method.name, i, metric))
+        return None if cell is None else cell.value
+
+    def add(self, method: MethodTable, i: int, metric: str, value: float) -> None:
+        cell = Cell(method.name, method_hash(method), i, metric, float(value))
+        self._append((cell.method, cell.definition, str(i), metric, repr(cell.value)))
+        self.cells[(cell.definition + cell.method, i, metric)] = cell
+
+    def _append(self, row: tuple[str, ...]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(row)
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.getvalue().encode())  # one write, at the end: a line is there or not
+        finally:
+            os.close(handle)
+
+    def map_path(self, method: MethodTable, i: int) -> Path:
+        return self.folder / "maps" / f"{method_hash(method)}-{i}.npy"
+
+    def map_of(self, method: MethodTable, i: int) -> Array | None:
+        path = self.map_path(method, i)
+        return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All or nothing: a temporary neighbour, then a rename."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def run(config: CompareConfig, folder: Path, tell: Progress = lambda *_: None) -> tuple[Case, CellStore]:
+    """Every cell that is not there yet. Raises InputError before anything is computed when a method cannot be built."""
+    case = load_case(config.case)
+    explainers = [build(m, case, config.seed) for m in config.methods]
+    store = CellStore(folder, config.sha256)
+    warm: set[str] = set()
+    done, total = 0, len(case.x) * len(config.methods)
+    for i in range(len(case.x)):
+        for method, explainer in zip(config.methods, explainers, strict=True):
+            missing: list[str] = [k for k in config.metrics.names if not store.has(method, i, k)]
+            if missing:
+                if method.name not in warm:  # what is loaded and prepared once is no part of an explanation's time
+                    explainer.attribute(case.x[i : i + 1])
+                    warm.add(method.name)
+                _fill(config, case, store, method, explainer, i, missing)
+            done += 1
+            tell(f"input {i}: {method.name}", done, total)
+    return case, store
+
+
+def _fill(
+    config: CompareConfig, case: Case, store: CellStore, method: MethodTable, explainer: Explainer, i: int, missing: list[str]
+) -> None:
+    x, stored = case.x[i : i + 1], store.map_of(method, i)
+    if stored is None or {"seconds", "memory"} & set(missing):
+        cost = measures.measure(lambda: explainer.attribute(x))
+        stored = np.asarray(cost.result.detach().cpu().numpy())
+        buffer = io.BytesIO()
+        np.save(buffer, stored)
+        write_atomically(store.map_path(method, i), buffer.getvalue())
+        for name, value in (("seconds", cost.seconds), ("memory", cost.peak_bytes / 2**20)):
+            if name in missing:
+                store.add(method, i, name, value)
+    maps = torch.as_tensor(stored)
+    for name in missing:
+        if name not in ("seconds", "memory"):
+            store.add(method, i, name, _metric(name, config, case, explainer, x, maps))
+
+
+def _metric(name: str, config: CompareConfig, case: Case, explainer: Explainer, x: Tensor, maps: Tensor) -> float:
+    asked, seed = config.metrics, config.seed
+    fill = asked.fill if asked.fill != "reference" else case.reference
+    if fill is None:
+        raise InputError("metrics.fill: this case has no reference; use zero, mean, blur or noise.")
+    if name == "deletion":
+        return float(measures.deletion(case.model, x, maps, fill=fill, steps=asked.steps, seed=seed).area[0])
+    if name == "insertion":
+        return float(measures.insertion(case.model, x, maps, fill=fill, steps=asked.steps, seed=seed).area[0])
+    if name == "key_size":
+        return float(measures.key_size(case.model, x, maps, fill=fill, steps=max(asked.steps, 100), seed=seed)[0])
+    if name == "ordering":
+        group = max(1, x[0].numel() // asked.steps)
+        return float(measures.ordering_test(case.model, x, maps, group=group, samples=16, seed=seed).area[0])
+    found = measures.stability_under_noise(
+        explainer, case.model, x, sigma=asked.noise, repeats=asked.repeats, box=case.box, maps=maps, seed=seed
+    )  # fmt: skip
+    return float(found.rank[0])

@@ -1,0 +1,131 @@
+"""The configuration of a comparison: a TOML file with the tables below, every key checked, unknown keys refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from formulations.errors import InputError
+
+METRICS = ("deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory")
+KINDS = ("lde", "leg", "leg-tv", "rate-distortion", "baseline")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class CaseTable(_Table):
+    """A case that the package builds (`name`), or a `model` file (.safetensors, .onnx) with `inputs` (.npy, (n, *shape)) and the `box` they live in."""
+
+    name: Literal["mnist_cnn", "german_credit", "digits"] | None = None
+    model: str | None = None
+    inputs: str | None = None
+    box: list[float] | None = None
+    count: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CaseTable:
+        if (self.name is None) == (self.model is None or self.inputs is None):
+            raise ValueError("give either name, or model and inputs")
+        if self.box is not None and (len(self.box) != 2 or not self.box[0] < self.box[1]):
+            raise ValueError("box must be [low, high]")
+        return self
+
+
+class MetricsTable(_Table):
+    """Which metrics. fill: what replaces features ("reference": the training mean where the case has one); steps of the curves; noise and repeats of stability."""
+
+    names: list[Literal["deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory"]] = [
+        "deletion", "insertion", "key_size", "stability", "seconds",
+    ]  # fmt: skip
+    fill: Literal["zero", "mean", "blur", "noise", "reference"] = "zero"
+    steps: int = Field(50, ge=1)
+    noise: float = Field(0.05, gt=0)
+    repeats: int = Field(3, ge=1)
+
+    @field_validator("names")
+    @classmethod
+    def _distinct(cls, value: list[str]) -> list[str]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("name at least one metric, each once")
+        return value
+
+
+class MethodTable(_Table):
+    """`kind` is lde, leg, leg-tv, rate-distortion, or baseline with its `method`; `settings` are the keywords of that explainer."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9 ._()+×αβε-]+$")
+    kind: Literal["lde", "leg", "leg-tv", "rate-distortion", "baseline"]
+    method: str | None = None
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _named(self) -> MethodTable:
+        if (self.kind == "baseline") != (self.method is not None):
+            raise ValueError("method names a baseline: give it for kind = 'baseline' and for no other")
+        return self
+
+
+class CompareConfig(_Table):
+    title: str = "Explanation methods side by side"
+    seed: int = Field(0, ge=0, lt=2**31)
+    case: CaseTable
+    metrics: MetricsTable = Field(default_factory=lambda: MetricsTable.model_validate({}))
+    methods: list[MethodTable] = Field(min_length=1)
+
+    @field_validator("methods")
+    @classmethod
+    def _distinct(cls, value: list[MethodTable]) -> list[MethodTable]:
+        names = [m.name for m in value]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the name {twice!r} is used twice")
+        return value
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what decides a cell's value: everything but the title, how many inputs, and which methods and metrics are asked."""
+        kept = self.model_dump(exclude={"title", "methods"})
+        kept["case"].pop("count")
+        kept["metrics"].pop("names")
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def method_hash(method: MethodTable) -> str:
+    """Hash of one method's definition, kept with its cells."""
+    return hashlib.sha256(json.dumps(method.model_dump(exclude={"name"}), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def embedded() -> list[str]:
+    """Names of the comparisons that ship with the package."""
+    return sorted(f.name.removesuffix(".toml") for f in files("lde_cvx.compare").iterdir() if f.name.endswith(".toml"))
+
+
+def load_config(source: str | Path) -> CompareConfig:
+    """The configuration of a TOML file or an embedded name. Raises InputError, one line, naming the key and its value."""
+    name = str(source)
+    if name in embedded():
+        text = (files("lde_cvx.compare") / f"{name}.toml").read_text(encoding="utf-8")
+    elif not Path(name).is_file():
+        raise InputError(f"{name}: is neither a file nor an embedded comparison; embedded are {', '.join(embedded())}.")
+    else:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise InputError(f"{name}: is not UTF-8 text (byte {e.start}); save it as UTF-8.") from None
+    try:
+        return CompareConfig.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as e:
+        raise InputError(f"{name}: is not TOML: {e}.") from None
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        where = ".".join(str(p) for p in first["loc"])
+        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r:.80}"
+        raise InputError(f"{name}: {where}: {first['msg'].lower()}{given}.") from None

@@ -1,0 +1,173 @@
+"""`lde compare`: every cell once, an interrupted run goes on, the best group is the paired test's, configurations are checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from formulations.errors import InputError
+from lde_cvx.cli import app
+from lde_cvx.compare import cells as module
+from lde_cvx.compare.cells import CellStore, run
+from lde_cvx.compare.config import CompareConfig, embedded, load_config
+from lde_cvx.compare.summary import entries, frame, markdown
+from lde_cvx.metrics import paired_test
+from lde_cvx.models import save_model
+
+CONFIG = """
+title = "Two methods"
+[case]
+model = "{folder}/net.safetensors"
+inputs = "{folder}/x.npy"
+box = [0.0, 1.0]
+count = 4
+[metrics]
+names = ["deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory"]
+steps = 6
+repeats = 1
+[[methods]]
+name = "Shapley"
+kind = "baseline"
+method = "shapley"
+[[methods]]
+name = "LEG"
+kind = "leg"
+settings = {{ samples = 20 }}
+[[methods]]
+name = "random"
+kind = "baseline"
+method = "random"
+"""
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_model(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), tmp_path / "net.safetensors")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).uniform(size=(5, 6)))
+    path = tmp_path / "compare.toml"
+    path.write_text(CONFIG.format(folder=tmp_path))
+    return path
+
+
+def test_one_cell_per_method_input_and_metric(written: Path, tmp_path: Path) -> None:
+    config = load_config(written)
+    case, store = run(config, tmp_path / "out")
+    lines = (tmp_path / "out" / "cells.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 4 * 7 == 1 + len(set(lines[1:]))
+    found, n = entries(config, store)
+    assert n == len(case.x) == 4
+    table = frame(found)
+    assert (table["low"] <= table["mean"]).all()
+    assert (table["mean"] <= table["high"]).all()
+    values = {(e.method, e.metric): e.values for e in found}
+    for e in found:
+        if e.metric == "deletion":
+            best = min(("Shapley", "LEG", "random"), key=lambda m: values[(m, "deletion")].mean())
+            assert e.best == (e.method == best or paired_test(e.values, values[(best, "deletion")]).p_value >= 0.05)
+    assert markdown(found).count("\n") == 2 + 3
+
+
+def test_an_interrupted_run_goes_on(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = load_config(written), tmp_path / "out"
+
+    class Stop(Exception):
+        pass
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(config, folder, stop)
+    path = folder / "cells.csv"
+    before = path.read_text()
+    path.write_text(before + "random,abc,3,dele")  # the line that a power cut left
+    calls = []
+    real = module._fill
+
+    def counted(*args: object) -> None:
+        calls.append((args[3].name, args[5]))  # type: ignore[attr-defined]
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_fill", counted)
+    _, store = run(config, folder)
+    after = path.read_text()
+    assert after.startswith(before)
+    assert len(calls) == 3 * 4 - 5  # the five that were there are not computed again
+    assert len(after.splitlines()) == 1 + 3 * 4 * 7
+    again = CellStore(folder, config.sha256)
+    assert again.cells == store.cells
+    run(config, folder)
+    assert path.read_text() == after
+
+
+def test_values_do_not_depend_on_the_interruption(written: Path, tmp_path: Path) -> None:
+    config = load_config(written)
+    small = config.model_copy(update={"case": config.case.model_copy(update={"count": 2})})
+    run(small, tmp_path / "a")
+    _, a = run(config, tmp_path / "a")
+    _, b = run(config, tmp_path / "b")
+    assert a.cells.keys() == b.cells.keys()
+    assert all(a.cells[k].value == b.cells[k].value for k in a.cells if k[2] not in ("seconds", "memory"))
+
+
+def test_another_case_needs_another_folder(written: Path, tmp_path: Path) -> None:
+    config = load_config(written)
+    CellStore(tmp_path / "out", config.sha256)
+    other = config.model_copy(update={"seed": 1})
+    with pytest.raises(InputError, match="use another folder"):
+        CellStore(tmp_path / "out", other.sha256)
+
+
+def test_a_changed_method_is_computed_again(written: Path, tmp_path: Path) -> None:
+    config = load_config(written)
+    CellStore(tmp_path / "out", config.sha256).add(config.methods[1], 0, "deletion", 0.5)
+    store = CellStore(tmp_path / "out", config.sha256)
+    assert store.has(config.methods[1], 0, "deletion")
+    assert not store.has(config.methods[1].model_copy(update={"settings": {"samples": 30}}), 0, "deletion")
+
+
+def test_the_command_writes_table_and_gallery(written: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["compare", str(written), "--out", str(tmp_path / "out"), "--limit", "2"])
+    assert done.exit_code == 0, done.output
+    assert "Shapley" in done.output
+    assert (tmp_path / "out" / "gallery.png").read_bytes().startswith(b"\x89PNG")
+    assert "over 2 inputs" in (tmp_path / "out" / "table.md").read_text()
+    assert "Shapley" in (tmp_path / "out" / "table.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("kind = \"leg\"", "kind = \"legs\""), "methods.1.kind"),
+        (("method = \"shapley\"", ""), "method names a baseline"),
+        (("name = \"LEG\"", "name = \"random\""), "the name 'random' is used twice"),
+        (("samples = 20", "sample = 20"), "methods.LEG"),
+        (("method = \"shapley\"", "method = \"shaply\""), "baseline 'shaply' is not known"),
+        (("box = [0.0, 1.0]", "box = [1.0, 0.0]"), "box must be"),
+        (("steps = 6", "step = 6"), "metrics.step"),
+        (("x.npy", "y.npy"), "does not exist"),
+        (("title = ", "title "), "is not TOML"),
+        (("steps = 6", "fill = \"reference\""), "this case has no reference"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(written: Path, tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    text = written.read_text()
+    assert change[0] in text
+    written.write_text(text.replace(*change))
+    done = CliRunner().invoke(app, ["compare", str(written), "--out", str(tmp_path / "out"), "-q"])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("name", ["digits", "german_credit", "mnist"])
+def test_embedded_comparisons_are_valid(name: str) -> None:
+    assert name in embedded()
+    assert isinstance(load_config(name), CompareConfig)
