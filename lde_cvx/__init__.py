@@ -72,6 +72,8 @@ _HOME = {
     "suggested_temperature": "lde_cvx.second_order",
     "quadratic_radii": "verification.curvature",
     "multiscale": "verification.scales",
+    "DualNetwork": "verification.dual_network",
+    "dual_radii": "verification.dual_network",
     "QuadraticModel": "formulations.quadratic",
     "min_norm_quadratic": "formulations.quadratic",
     "fenchel_min_norm": "formulations.fenchel",
@@ -114,6 +116,7 @@ if TYPE_CHECKING:
     from verification.checker import Verdict
     from verification.curvature import quadratic_radii
     from verification.decision import Decision
+    from verification.dual_network import DualNetwork, dual_radii
     from verification.exact import exact_radius
     from verification.radius import certified_radius
     from verification.scales import multiscale

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from verification.checker import CheckReport, CheckStatus, Verdict, check_file
     from verification.curvature import margin_curvature, quadratic_radii
     from verification.decision import Decision
+    from verification.dual_network import DualNetwork, dual_radii
     from verification.exact import exact_radius
     from verification.radius import certified_radius
     from verification.scales import multiscale
@@ -22,7 +23,7 @@ _HOMES = {
     "Certificate": "certificate", "CheckReport": "checker", "CheckStatus": "checker", "Decision": "decision", "Verdict": "checker",
     "certified_radius": "radius", "check_file": "checker", "exact_radius": "exact",
     "find_witness": "attack", "margin_curvature": "curvature", "quadratic_radii": "curvature",
-    "multiscale": "scales",
+    "multiscale": "scales", "DualNetwork": "dual_network", "dual_radii": "dual_network",
 }  # fmt: skip
 
 __all__ = [
@@ -30,9 +31,11 @@ __all__ = [
     "CheckReport",
     "CheckStatus",
     "Decision",
+    "DualNetwork",
     "Verdict",
     "certified_radius",
     "check_file",
+    "dual_radii",
     "exact_radius",
     "find_witness",
     "margin_curvature",
