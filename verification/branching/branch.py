@@ -103,6 +103,8 @@ class _Search:
         self.region = Region.build(question.norm, question.parts, _nearest(question), question.dim, count=1, device=device)
         self.network = Network.of(question, self.region.scale)
         self.extent = min(float(self.region.reach()[0]), reach_of_balls(question))  # no allowed change is longer
+        boxless = self.extent < INF and not bool(torch.isfinite(self.region.reach()).all())
+        self.hull = (self.extent / self.region.scale).cpu().numpy() * (1 + 1e-9) if boxless else None
         self.reach = self.extent * (1 + 1e-9)
         self.upper, self.start = upper, start
         self.witness: Witness | None = None
@@ -191,6 +193,7 @@ class _Search:
             [k for k, t in self.trees.items() if t.lower < radius],
             self.effort,
             self.memory,
+            self.hull,
         )
         tree.plant()
         return tree
@@ -202,7 +205,11 @@ class _Search:
 
     def _settled(self) -> bool:
         """Is the lower bound that of an activation region solved exactly? Then asking again finds the same."""
-        return any(leaf.lam is not None and leaf.lower <= self.lower for tree in self.trees.values() for leaf in tree.leaves)
+        return any(
+            leaf.lam is not None and leaf.lower < leaf.radius and leaf.lower <= self.lower
+            for tree in self.trees.values()
+            for leaf in tree.leaves
+        )
 
     def _first_radius(self) -> float:
         goal = self._goal()
@@ -250,8 +257,8 @@ class _Search:
                 self.trees[k] = RowTree(k, self.trees[k].rival, lower, leaves)
 
     def _covers_all(self, leaf: Leaf) -> bool:
-        """Does the leaf say that no allowed change flips? Programs bound the flips there are, rows say that there are none within their radius."""
-        return leaf.lower >= self.extent if leaf.lam is None else leaf.lower > self.reach
+        """Does the leaf say that no allowed change flips?"""
+        return leaf.lower >= self.extent
 
     def _result(self, stop: BranchingStop, at_start: bool = False) -> BranchingResult:
         found, upper = self.witness, self.upper

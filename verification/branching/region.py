@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from formulations.norms import Array
+from formulations.pieces import BoxPiece, Part
 from formulations.programs import MinNormProgram
 from formulations.solution import Solution
 from verification.exact.question import Question
@@ -22,15 +23,22 @@ class RegionProgram:
     """The program compiled once for all regions of a question. Neurons with one sign on the whole region of the question need no row."""
 
     question: Question
+    parts: tuple[Part, ...]
+    boxed: bool
     moving: tuple[NDArray[np.intp], ...]
     program: MinNormProgram
 
     @staticmethod
-    def of(question: Question, plain: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]) -> RegionProgram:
-        """`plain`: bounds (1, h) of every layer over the region, without splits and caps."""
+    def of(question: Question, plain: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], hull: Array | None) -> RegionProgram:
+        """`plain`: bounds (1, h) of every layer over the region, without splits and caps; `hull` (d,) a box |δ_i| ≤ hull_i that holds C, if it has none.
+
+        The box changes nothing but that a ray which proves a region empty leaves a residual to be absorbed.
+        """
         moving = tuple(np.flatnonzero(((l < 0) & (u > 0))[0].cpu().numpy()) for l, u in zip(*plain, strict=True))
         rows = 1 + sum(len(m) for m in moving)
-        return RegionProgram(question, moving, MinNormProgram(question.norm, question.parts, question.dim, rows=rows))
+        extra = () if hull is None else (Part("hull", BoxPiece(-hull, hull), "change"),)
+        parts = (*question.parts, *extra)
+        return RegionProgram(question, parts, hull is not None, moving, MinNormProgram(question.norm, parts, question.dim, rows=rows))
 
     def solve(self, row: int, signs: list[NDArray[np.int64]]) -> tuple[Array, Array, Solution]:
         """(A (K, d), b (K,), solution): the margin first, then one row per neuron that moves, −s_j z_j ≤ 0."""
@@ -45,10 +53,10 @@ class RegionProgram:
             slope, shift = slope * active[:, None], shift * active
         r, c = q.margin_row(row)
         rows, offsets = np.concatenate([(r @ slope)[None], *A]), np.concatenate([[r @ shift + c], *b])
-        return rows, offsets, self.program.solve(rows, offsets, q.parts)
+        return rows, offsets, self.program.solve(rows, offsets, self.parts)
 
     def beyond(self, rows: Array, offsets: Array, depth: float) -> Array:
         """The nearest change of the region whose margin is −depth or less: it flips for certain where the boundary itself leaves rounding to decide."""
         moved = offsets.copy()
         moved[0] += depth
-        return self.program.solve(rows, moved, self.question.parts).delta
+        return self.program.solve(rows, moved, self.parts).delta

@@ -16,6 +16,7 @@ BACK = 0.85  # first steps back
 TIMES = 4.0  # cost of a question, in the last one's
 PATIENCE = 8.0  # and where it is given up
 FEWEST = 96  # cells that every question may have
+TRIVIAL, BOLDEST = 32, 1.0  # cells up to which a question says nothing of the rate: the steps double, up to this one
 RATE, SLOWEST, FASTEST = 26.0, 8.0, 80.0  # d log(cells) / d log(radius): at first, and at least, at most
 
 
@@ -41,7 +42,8 @@ class Schedule:
 
     def after_closing(self, lower: float, goal: float) -> float:
         """The next radius after a question closed at `lower` < goal."""
-        radius = lower * (1 + log(TIMES) / self.rate())
+        easy = next((k for k, (_, n) in enumerate(reversed(self.closed)) if n >= TRIVIAL), len(self.closed))
+        radius = lower * (1 + min(log(TIMES) / self.rate() * 2 ** min(max(easy - 1, 0), 10), BOLDEST))
         beaten = [r for r, n in self.given_up if r > lower and n * 2 > self.quota]
         if beaten:
             radius = min(radius, (lower + min(beaten)) / 2)

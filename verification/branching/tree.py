@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from formulations.norms import INF, Array
+from formulations.solution import Solution
 from formulations.support import Region
 from verification.branching.answers import Leaf, Split
 from verification.branching.ascent import ascend
@@ -33,6 +34,11 @@ from verification.exact.question import Question, Witness
 
 BATCH = 1 << 21  # (neurons × inputs) of the cells of one batch: beyond, batching gains nothing and answers come late
 CLOSE = 4e-7  # relative distance of a region's bound and a witness in it that will do
+ENUMERATED, ENUMERATED_SMALL, SMALL = (
+    2,
+    5,
+    16,
+)  # open ReLUs of a cell whose regions are all solved, over coupled sets; and up to this many features
 SAFE = 1 - 1e-9  # what rounding may take from a distance that was found in float64
 
 
@@ -59,7 +65,7 @@ class Bookkeeping:
 
 
 class Tree:
-    """The trees of some margin rows at one radius."""
+    """The trees of some margin rows at one radius. `hull` (d,): half-widths of a box around 0 that holds C, where C has no bounded box of its own."""
 
     def __init__(
         self,
@@ -70,8 +76,9 @@ class Tree:
         rows: list[int],
         effort: Effort,
         memory: Memory | None = None,
+        hull: Array | None = None,
     ) -> None:
-        self.question, self.network, self.region, self.effort = question, network, region, effort
+        self.question, self.network, self.region, self.effort, self.hull = question, network, region, effort, hull
         self.ball = Ball.of(region, radius, memory)
         self.books = {k: Bookkeeping([], 1) for k in rows}
         self.nodes = 0
@@ -133,6 +140,7 @@ class Tree:
         """Narrow all open cells and raise their rows, in turns, while some slack still moves."""
         cells = self._pop(len(self._heap))
         for _ in range(self.effort.rounds):
+            cells = None if cells is None else self._enumerate(cells, late)
             if cells is None or not len(cells) or late():
                 break
             before = cells.slack
@@ -149,7 +157,8 @@ class Tree:
     def step(self, late: Callable[[], bool]) -> None:
         """Narrow, raise and split the cells with the smallest slacks."""
         cells = self._pop(self._batch)
-        if cells is None:
+        cells = None if cells is None else self._enumerate(cells, late)
+        if cells is None or not len(cells):
             return
         raised = ascend(self.network, self.ball, narrow(self.network, self.ball, cells), self.effort.steps)
         self._try(raised.cells, raised.point)
@@ -168,6 +177,25 @@ class Tree:
             children = self._split(cells, self._choose(cells, score))
             self.nodes += len(children)
             self._push(self._close(ascend(self.network, self.ball, children, self.effort.steps).cells))
+
+    def _enumerate(self, cells: Cells, late: Callable[[], bool]) -> Cells:
+        """The cells without those that have so few open ReLUs that all their regions cost less than bounds over a coupled set do: these are solved."""
+        if self.region.coupling is None or not self.network.depth:
+            return cells
+        most = ENUMERATED_SMALL if self.network.dim <= SMALL else ENUMERATED
+        few = torch.cat(cells.open_neurons(), 1).sum(1) <= most
+        if not bool(few.any()) or late():
+            return cells
+        rest, part = cells.take(torch.nonzero(~few).flatten()), cells.take(torch.nonzero(few).flatten())
+        while len(part):
+            is_open = torch.cat(part.open_neurons(), 1)
+            some = is_open.any(1)
+            self._solve_all(part.take(torch.nonzero(~some).flatten()), late)
+            part = part.take(torch.nonzero(some).flatten())
+            if len(part):
+                part = self._split(part, is_open[some].to(torch.uint8).argmax(1))
+                self.nodes += len(part)
+        return rest
 
     def _choose(self, cells: Cells, score: Tensor) -> Tensor:
         """A neuron (over all layers) per cell."""
@@ -227,19 +255,25 @@ class Tree:
     def _solve(self, cell: Cells) -> None:
         """One activation region: the exact program. A flip nearer than R shrinks the question to it."""
         if self._program is None:
-            self._program = RegionProgram.of(self.question, self.plain)
+            self._program = RegionProgram.of(self.question, self.plain, self.hull)
         k = int(cell.row[0])
         signs = [torch.where(l[0] >= 0, 1, -1).cpu().numpy() for l in cell.lower]
         A, b, solution = self._program.solve(k, signs)
         leaf: tuple[Any, ...]
-        lower, leaf = solution.lower, (A, b, solution.multipliers["margin"], solution.duals)
-        if lower < self.radius:
+        lower, leaf = solution.lower, (A, b, solution.multipliers["margin"], None if self._program.boxed else solution.duals)
+        met = lower < self.radius and self._converged(A, b, solution)
+        if lower <= self.radius and not met:
             alone = float(self._distance(cell)[0])
             if alone > lower:  # the solver failed: the cell's own row says more
                 lower, leaf = alone, (*self._row(cell, 0), None, None)
-        self.books[k].leaves.append(Leaf(self.path(int(cell.node[0])), leaf[0], leaf[1], self.radius, lower, leaf[2], leaf[3]))
+        if lower > self.radius:  # signs that are no split of the cell were fixed for changes within the radius alone
+            lower = self.radius
+        elif lower == self.radius and leaf[2] is not None:
+            lower = float(np.nextafter(lower, 0.0))  # a flip at this very distance is not excluded
+        lam, duals = (None, None) if leaf[3] is None else leaf[2:]
+        self.books[k].leaves.append(Leaf(self.path(int(cell.node[0])), leaf[0], leaf[1], self.radius, lower, lam, duals))
         self.books[k].open -= 1
-        if lower < self.radius:
+        if met:
             for further in (1.0, 1 + CLOSE / 8, 1 + CLOSE / 2):
                 self._offer(solution.delta * further)
             size = 1 + float(np.abs(b).max(initial=0.0))
@@ -247,6 +281,13 @@ class Tree:
                 if self.witness is None or self.witness.upper > lower * (1 + CLOSE):
                     self._offer(self._program.beyond(A, b, depth))
             self.shrink(max(lower, 1e-300))
+
+    def _converged(self, A: Array, b: Array, solution: Solution) -> bool:
+        """Is there a flip at `lower`, up to the solver's accuracy? A region that is empty has none, though that was not proved."""
+        if not np.isfinite(solution.delta).all():
+            return False
+        outside = float((A @ solution.delta + b).max()) / (1 + float(np.abs(b).max(initial=0.0)))
+        return outside <= 1e-6 and float(self.question.norm.value(solution.delta)) <= solution.lower + 1e-4 * (solution.lower + 1e-3)
 
     def _try(self, cells: Cells, point: Tensor) -> None:
         """Where a cell's row falls deepest the network itself may flip: walk back from there towards x0, and solve the activation region of the crossing."""
