@@ -42,7 +42,7 @@ class Leaf:
 
 @dataclass(frozen=True, eq=False)
 class RowTree:
-    """The leaves of one margin row cover everything; `lower` is their minimum. No leaves: nothing was proved of this row, and lower is 0."""
+    """The leaves of one margin row cover everything; `lower` is their minimum. No leaves: nothing was proved of this row, and lower is the distance of C."""
 
     row: int
     rival: int

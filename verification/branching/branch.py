@@ -100,7 +100,8 @@ class _Search:
         device: torch.device | str | None, progress: Progress | None,
     ) -> None:  # fmt: skip
         self.question, self.tolerance, self.effort, self.progress = question, tolerance, effort, progress
-        self.region = Region.build(question.norm, question.parts, _nearest(question), question.dim, count=1, device=device)
+        self.nearest = _nearest(question)
+        self.region = Region.build(question.norm, question.parts, self.nearest * (1 + 1e-6) + 1e-9, question.dim, count=1, device=device)
         self.network = Network.of(question, self.region.scale)
         self.extent = min(float(self.region.reach()[0]), reach_of_balls(question))  # no allowed change is longer
         boxless = self.extent < INF and not bool(torch.isfinite(self.region.reach()).all())
@@ -108,7 +109,7 @@ class _Search:
         self.reach = self.extent * (1 + 1e-9)
         self.upper, self.start = upper, start
         self.witness: Witness | None = None
-        self.trees = {k: RowTree(k, question.decision.rivals[k], 0.0, ()) for k in range(question.rows)}
+        self.trees = {k: RowTree(k, question.decision.rivals[k], self.nearest * (1 - 1e-9), ()) for k in range(question.rows)}
         self.nodes = 0
         self.memory = Memory()
 
@@ -132,7 +133,7 @@ class _Search:
                 self._descend(end)
             first = radius = self._first_radius()
             tree = self._plant(radius)
-            while tree.worst < EASY and radius > 1e-6 * first and time.perf_counter() < end:
+            while tree.worst < EASY and radius > max(1e-6 * first, self.nearest) and time.perf_counter() < end:
                 radius *= BACK
                 tree = self._plant(radius)
             while True:
@@ -185,6 +186,7 @@ class _Search:
 
     def _plant(self, radius: float) -> Tree:
         """The question at this radius, for the rows that are not known to stand within it."""
+        radius = max(radius, self.nearest * (1 + 1e-6) + 1e-9)  # below, there is no allowed change
         tree = Tree(
             self.question,
             self.network,
@@ -272,9 +274,9 @@ class _Search:
 
 
 def _nearest(question: Question) -> float:
-    """A radius at which the region is not empty: the norm of the point of C's boxes nearest to x0, and a little more."""
+    """The norm of the point of C's boxes nearest to 0: no allowed change is shorter. 0 where x0 itself is allowed."""
     lo, hi = bounding_box(question.parts, question.dim)
-    return float(question.norm.value(np.clip(0.0, lo, hi))) * (1 + 1e-6) + 1e-9
+    return float(question.norm.value(np.clip(0.0, lo, hi)))
 
 
 def reach_of_balls(question: Question) -> float:
