@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lde_cvx.explainer import LagrangeDualExplainer
     from verification.certificate import Certificate
 
+PASSES = 400, 60  # forward and backward: of the search for one counterexample
 MANY = 64  # sets of features that are bounded in one pass
 Mask = NDArray[np.bool_]
 
@@ -193,13 +194,14 @@ class _Search:
     def refute(self) -> None:
         """A flip for every feature that is left, or with a complete method a proof that there is none."""
         complete = self.explainer.method in SEARCHES
-        for i in [int(i) for i in np.flatnonzero(~self.free)]:
+        gain = self.whole.scores.ravel() * np.maximum(np.abs(self.lo), np.abs(self.hi))
+        for i in [int(i) for i in np.argsort(-gain, kind="stable") if not self.free[i]]:  # the likeliest first
             left = self.end - time.monotonic()
             if left <= 0:
                 return
             allowed = self.C & Frozen(np.flatnonzero(~self._with([i])), self.dim, name="frozen")
             e = self.explainer
-            budget = Budget(seconds=None if left == INF else left)
+            budget = Budget(*PASSES, seconds=None if left == INF else left)
             found = find_witness(
                 e.model, self.batch.x, e.norm, allowed, decisions=[self.decision], seed=e.seed, device=e.device, budget=budget
             )

@@ -1,56 +1,93 @@
 """`lde bench tightness`: certified lower bound over witnessed upper bound, per method, beside auto_LiRPA used alone, in one run.
 
-Every method is asked about the same inputs, norms and sets; the upper bound is the same witness for all. `seconds` is wall time per input.
+Every method is asked about the same inputs, norms and sets; the upper bound is the same for all: the shortest flipping change that the attack or a search
+met. `seconds` is time per input, of branching with the CROWN pass before it; `closed` counts inputs whose lower bound meets the upper one to 1e-4.
+Branching and exact (all activation regions, where there are few ReLUs) take chains of affine layers and ReLUs, and stop at each case's own limit.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from rich.console import Console
+from torch import nn
 
+from formulations.errors import InputError
 from formulations.norms import Array, Norm
 from lde_cvx.bench.networks import Case, cases
 from lde_cvx.bench.table import show, write_whole
 from verification.attack import find_witness
+from verification.branching import branch_radii
+from verification.exact import exact_radius
 from verification.lirpa_alone import library_radius
 from verification.model import decide, outputs
+from verification.radii import CertifiedRadii
 from verification.radius import certified_radius
+from verification.relu_chain import ReluChain
 
 ALONE, PLAIN = "auto_LiRPA alone", ("ibp", "crown", "alpha-crown")
+MARKERS = {ALONE: "X", "ibp": "v", "crown": "s", "alpha-crown": "o", "branching": "*", "exact": "D"}
+SMALL = 80  # ReLUs: up to here all activation regions are asked as well
+MET = 1 - 1e-4  # of the upper bound: lower bounds beyond count as closed
 
 
-def measure(case: Case, norm: float | str, device: str) -> list[dict[str, object]]:
-    """One row per method."""
+def measure(case: Case, norm: float | str, device: str, *, jobs: int = 1) -> list[dict[str, object]]:
+    """One row per method. `jobs` processes for branching and exact; an input's seconds are those of its own search."""
     x, C = case.x.to(device), case.constraints
     model = case.model.to(device)
     start = time.perf_counter()
-    witnesses = find_witness(model, x, norm, C, device=device)
-    upper = witnesses.upper
-    rows: list[dict[str, object]] = []
-
-    def record(method: str, lower: Array, spent: float) -> None:
-        found = np.isfinite(upper) & (upper > 0)
-        ratio = np.minimum(lower[found] / upper[found], 1.0)
-        rows.append({
-            "network": case.name, "norm": Norm.of(norm).label, "method": method, "inputs": len(x), "lower": float(np.mean(lower[found])),
-            "upper": float(np.mean(upper[found])), "ratio": float(ratio.mean()), "worst": float(ratio.min()),
-            "seconds": spent / len(x),
-        })  # fmt: skip
-
-    record("witness", np.zeros(len(x)), time.perf_counter() - start)
+    upper = find_witness(model, x, norm, C, device=device).upper
+    found: list[tuple[str, Array, float]] = [("witness", np.zeros(len(x)), time.perf_counter() - start)]
     decisions = decide(outputs(model, x), None)
     if case.box is not None:
         radii, spent = library_radius(model, x, decisions, norm, np.where(np.isfinite(upper), upper, 1.0), box=case.box)
-        record(ALONE, radii, float(spent.sum()))
+        found.append((ALONE, radii, float(spent.sum())))
+    plain: dict[str, CertifiedRadii] = {}
     for method in PLAIN:
-        found = certified_radius(model, x, norm, C, method=method, upper=upper, device=device)
-        record(method, found.lower, found.seconds)
-    return rows
+        plain[method] = certified_radius(model, x, norm, C, method=method, upper=upper, seconds=case.seconds * len(x), device=device)
+        found.append((method, plain[method].lower, plain[method].seconds))
+    neurons = _neurons(model, tuple(x.shape[1:]))
+    if neurons is not None:
+        crown = plain["crown"]
+        trees = branch_radii(model, x, uppers=upper.tolist(), jobs=jobs, norm=norm, constraints=C, time_limit=case.seconds, device=device)
+        lower = np.maximum(crown.lower, [r.lower for r in trees])
+        found.append(("branching", lower, crown.seconds + sum(r.seconds for r in trees)))
+        upper = np.minimum(upper, [r.upper for r in trees])
+        if neurons <= SMALL:
+            work = (
+                delayed(exact_radius)(model, z, None, norm, C, upper=u, time_limit=case.seconds)
+                for z, u in zip(x.cpu(), upper, strict=True)
+            )
+            regions = list(Parallel(n_jobs=jobs)(work))
+            found.append(("exact", np.array([r.lower for r in regions]), sum(r.seconds for r in regions)))
+            upper = np.minimum(upper, [r.upper for r in regions])
+    return [_row(case, norm, method, lower, upper, spent) for method, lower, spent in found]
+
+
+def _row(case: Case, norm: float | str, method: str, lower: Array, upper: Array, spent: float) -> dict[str, object]:
+    """Means over the inputs that can be flipped; all methods over the shortest change that any of them met."""
+    known = np.isfinite(upper) & (upper > 0)
+    low, high = lower[known], upper[known]
+    ratio = np.minimum(low / high, 1.0)
+    return {
+        "network": case.name, "norm": Norm.of(norm).label, "method": method, "inputs": len(upper), "lower": float(np.mean(low)),
+        "upper": float(np.mean(high)), "ratio": float(ratio.mean()), "worst": float(ratio.min()), "closed": int((ratio >= MET).sum()),
+        "seconds": spent / len(upper),
+    }  # fmt: skip
+
+
+def _neurons(model: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """How many ReLUs a chain has; None for networks that branching does not take."""
+    try:
+        return sum(ReluChain.from_model(model, shape).widths)
+    except InputError:
+        return None
 
 
 def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Console | None = None) -> pd.DataFrame:
@@ -62,7 +99,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
         for case in cases(out, quick=quick, tell=tell):
             for norm in case.norms:
                 console.print(f"{case.name}, {Norm.of(norm).label}, {len(case.x)} inputs …")
-                rows += measure(case, norm, device)
+                rows += measure(case, norm, device, jobs=os.cpu_count() or 1)
                 write_whole(out / "tightness.csv", pd.DataFrame(rows).to_csv)
     except KeyboardInterrupt:
         console.print("interrupted: the table holds what was measured")
@@ -76,25 +113,35 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Ratio against seconds an input: one panel per norm, one marker per method, one colour per network."""
-    import matplotlib.pyplot as plt
+    import matplotlib
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import PercentFormatter
 
-    norms, networks = list(dict.fromkeys(frame["norm"])), list(dict.fromkeys(frame["network"]))
-    methods = [m for m in dict.fromkeys(frame["method"]) if m != "witness"]
-    figure, axes = plt.subplots(1, len(norms), figsize=(5 * len(norms), 4.2), sharey=True, squeeze=False)
-    for axis, norm in zip(axes[0], norms, strict=True):
-        for k, network in enumerate(networks):
-            part = frame[(frame["norm"] == norm) & (frame["network"] == network) & (frame["method"] != "witness")]
-            axis.plot(part["seconds"], part["ratio"], color=f"C{k}", alpha=0.3)
-            for marker, method in zip("Xvso*", methods, strict=False):
-                one = part[part["method"] == method]
-                axis.scatter(one["seconds"], one["ratio"], color=f"C{k}", marker=marker, s=60, label=f"{network}: {method}")
-        axis.set(title=norm, xlabel="seconds an input", xscale="log", ylim=(0, 1.02))
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("certified lower / witness")
-    handles = [Line2D([], [], color="0.3", marker=m, linestyle="", label=name) for m, name in zip("Xvso*", methods, strict=False)]
-    handles += [Line2D([], [], color=f"C{k}", label=name) for k, name in enumerate(networks)]
-    figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8)
-    figure.tight_layout(rect=(0, 0.16, 1, 1))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    from lde_cvx.plots import GRID, STYLE
+
+    bounds = frame[frame["method"] != "witness"]
+    norms, networks = list(dict.fromkeys(bounds["norm"])), list(dict.fromkeys(bounds["network"]))
+    methods = [m for m in MARKERS if m in set(bounds["method"])]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * len(norms) + 2.6, 4.0), layout="constrained")
+        axes = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
+        for axis, norm in zip(axes, norms, strict=True):
+            for k, network in enumerate(networks):
+                part = bounds[(bounds["norm"] == norm) & (bounds["network"] == network)].sort_values("seconds")
+                axis.plot(part["seconds"], part["ratio"], color=f"C{k}", alpha=0.25, lw=1)
+                for method in methods:
+                    one = part[part["method"] == method]
+                    size = 110 if MARKERS[method] == "*" else 42
+                    axis.scatter(
+                        one["seconds"], one["ratio"], color=f"C{k}", marker=MARKERS[method], s=size, edgecolor="white", lw=0.6, zorder=3
+                    )
+            axis.set(title=norm, xlabel="seconds an input", xscale="log", ylim=(0, 1.03))
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axis.grid(color=GRID)
+            axis.set_axisbelow(True)
+        axes[0].set_ylabel("certified lower / upper bound, mean")
+        handles = [Line2D([], [], color="0.35", marker=MARKERS[m], ms=9 if MARKERS[m] == "*" else 6, lw=0, label=m) for m in methods]
+        handles += [Line2D([], [], color=f"C{k}", lw=3, label=name) for k, name in enumerate(networks)]
+        figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
+        figure.savefig(path, dpi=130)
