@@ -263,7 +263,7 @@ def test_errors_name_what_is_wrong() -> None:
         (tied, x, {}, "does not stand"),
         (small(1, outputs=1), x, {}, "one output"),
         (lambda v: v, x, {}, "torch.nn.Module"),
-        (nn.Sequential(nn.Linear(5, 8), nn.Softplus(), nn.Linear(8, 3)), x, {}, "Softplus"),
+        (nn.Sequential(nn.Linear(5, 8), nn.Softshrink(), nn.Linear(8, 3)), x, {}, "Softshrink"),
     ):
         options = {"norm": 2, "constraints": BOX, **how}
         with pytest.raises(InputError) as caught:

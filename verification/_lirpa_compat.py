@@ -29,6 +29,14 @@ class Library:
     PerturbationLpNorm: Any
     eyeC: Any
     patches_to_matrix: Any
+    Bound: Any
+    BoundActivation: Any
+    BoundMatMul: Any
+    BoundDiv: Any
+    BoundAdd: Any
+    BoundSub: Any
+    BoundMaxPool: Any
+    BoundAveragePool: Any
 
 
 @functools.cache
@@ -39,6 +47,7 @@ def library() -> Library:
     try:
         with warnings.catch_warnings(record=True):  # it sets filters of its own, and uses what torch deprecates
             import auto_LiRPA
+            import auto_LiRPA.bound_ops
             import auto_LiRPA.patches
             import auto_LiRPA.utils
     except ImportError as error:
@@ -56,6 +65,10 @@ def library() -> Library:
         auto_LiRPA.PerturbationLpNorm,
         auto_LiRPA.utils.eyeC,
         auto_LiRPA.patches.patches_to_matrix,
+        *(
+            getattr(auto_LiRPA.bound_ops, field)
+            for field in ("Bound", "BoundActivation", "BoundMatMul", "BoundDiv", "BoundAdd", "BoundSub", "BoundMaxPool", "BoundAveragePool")
+        ),
     )
 
 
