@@ -74,6 +74,8 @@ def _row(case: Case, norm: float | str, method: str, lower: Array, upper: Array,
     """Means over the inputs that can be flipped; all methods over the shortest change that any of them met."""
     known = np.isfinite(upper) & (upper > 0)
     low, high = lower[known], upper[known]
+    if not known.any():  # nothing was flipped: no ratio to speak of
+        low, high = np.array([np.nan]), np.array([np.nan])
     ratio = np.minimum(low / high, 1.0)
     return {
         "network": case.name, "norm": Norm.of(norm).label, "method": method, "inputs": len(upper), "lower": float(np.mean(low)),
@@ -116,27 +118,29 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import NullFormatter, PercentFormatter
 
     from lde_cvx.plots import GRID, STYLE
 
     bounds = frame[frame["method"] != "witness"]
     norms, networks = list(dict.fromkeys(bounds["norm"])), list(dict.fromkeys(bounds["network"]))
     methods = [m for m in MARKERS if m in set(bounds["method"])]
+    spent = np.log10(bounds["seconds"].clip(lower=1e-4))
+    decades = 10 ** np.floor(spent.min() - 0.05), 10 ** np.ceil(spent.max() + 0.05)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(norms) + 2.6, 4.0), layout="constrained")
-        axes = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
+        axes = figure.subplots(1, len(norms), sharex=True, sharey=True, squeeze=False)[0]
         for axis, norm in zip(axes, norms, strict=True):
             for k, network in enumerate(networks):
-                part = bounds[(bounds["norm"] == norm) & (bounds["network"] == network)].sort_values("seconds")
-                axis.plot(part["seconds"], part["ratio"], color=f"C{k}", alpha=0.25, lw=1)
+                part = bounds[(bounds["norm"] == norm) & (bounds["network"] == network)]
                 for method in methods:
                     one = part[part["method"] == method]
                     size = 110 if MARKERS[method] == "*" else 42
                     axis.scatter(
                         one["seconds"], one["ratio"], color=f"C{k}", marker=MARKERS[method], s=size, edgecolor="white", lw=0.6, zorder=3
                     )
-            axis.set(title=norm, xlabel="seconds an input", xscale="log", ylim=(0, 1.03))
+            axis.set(title=norm, xlabel="seconds an input", xscale="log", xlim=decades, ylim=(0, 1.03))
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
             axis.grid(color=GRID)
             axis.set_axisbelow(True)
