@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from formulations.errors import InputError
 from formulations.norms import INF, Array, GroupNorm, Norm
+from formulations.programs import min_norm
 from formulations.quadratic import QuadraticModel, QuadraticSolution, min_norm_quadratic, s_lemma
 from formulations.sets.base import ConvexSet
 from verification.decision import Decision
@@ -157,7 +158,7 @@ def quadratic_radii(
         for free, k, flat, q in sorted(models, key=lambda m: m[0]):
             if free >= best:  # the set only adds to it: this row and all after it fall later
                 break
-            solved = min_norm_quadratic(q, norm, constraints, _np(x[i].flatten()))
+            solved = _solve(q, norm, constraints, _np(x[i].flatten()), flat)
             found.append(QuadraticRadius(solved.value, solved.lower, k, chosen[i].rivals[k], solved, flat))
             best = min(best, INF if solved.value is None else solved.value)
         nearest = min(found, key=lambda r: INF if r.value is None else r.value)
@@ -170,6 +171,15 @@ def quadratic_radii(
 _RELU = frozenset({nn.functional.relu, nn.functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_})
 _LEAKY = frozenset({nn.functional.leaky_relu, nn.functional.leaky_relu_})
 SOFTENED_CALLS = _RELU | _LEAKY
+
+
+def _solve(model: QuadraticModel, norm: Norm, constraints: ConvexSet | None, x0: Array, flat: bool) -> QuadraticSolution:
+    """The model over the set; without curvature it is the linear program, which is exact and quick."""
+    if not flat:
+        return min_norm_quadratic(model, norm, constraints, x0)
+    s = min_norm(model.gradient, model.level, norm, constraints, x0)[0]
+    value = float(s.value) if np.isfinite(s.value) else None
+    return QuadraticSolution(value, s.lower, s.delta, s.multipliers, s.duals, s.status, "linear", s.residuals, s.seconds)
 
 
 def _without_constraints(model: QuadraticModel, norm: Norm) -> float:

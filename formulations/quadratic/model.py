@@ -111,7 +111,7 @@ class QuadraticSolution:
                  v(m₀ + t)² ≥ lower² + 2·lower·λ·t for every t (a dual of ½‖·‖² that stays admissible when levels move)
     duals        the same piece by piece
     status       OPTIMAL when value and lower agree to 1e-6 relative
-    method       "s-lemma", "shor", "shor-sdp" or "restriction"
+    method       "s-lemma", "shor", "shor-sdp" or "restriction"; "linear" where the model has no curvature
     residuals    primal: largest violation at `delta`; dual: how far −(λ∇q + Σ…) is from the subgradients of the norm at `delta`; gap: value − lower
     """
 
