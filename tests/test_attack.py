@@ -19,6 +19,8 @@ from tests.catalogue import DIM, SETS
 from tests.digits_net import correct_digits
 from verification.attack import Budget, Effort, Stop, Witnesses, WitnessStatus, find_witness
 from verification.attack.feasible import PullBack, violation
+from verification.attack.lanes import Lanes
+from verification.attack.sampling import mixed, spread
 from verification.decision import Decision
 
 PS: tuple[Any, ...] = (1, 2, "inf")
@@ -387,6 +389,41 @@ class Cone(ConvexSet):
 
     def constraints(self, z: Any) -> list[Any]:
         return [cp.sum(cp.exp(z)) <= 4.25]
+
+
+@pytest.mark.parametrize("p", PS)
+def test_samples_stay_in_the_set_and_in_reach(p: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 6, generator=g, dtype=torch.float64)
+    assert (torch.linalg.vector_norm(spread(noise, float(p)), float(p), dim=1) <= 1 + 1e-12).all()
+    who = torch.tensor([0, 0, 1, 1, 1])
+    corners = torch.randn(5, 6, generator=g, dtype=torch.float64)
+    anchor = torch.randn(3, 6, generator=g, dtype=torch.float64)
+    lanes = Lanes(who, who, corners, torch.ones(5).double())
+    which = torch.arange(3).repeat_interleave(66)
+    point = mixed(which, noise[: len(which)], lanes, anchor)
+    for k in range(3):  # in the hull of the anchor and the input's own lanes: no direction reaches beyond
+        hull = torch.cat([anchor[k : k + 1], corners[who == k]])
+        direction = torch.randn(50, 6, generator=g, dtype=torch.float64)
+        reached = (point[which == k] @ direction.T).amax(0)
+        assert (reached <= (hull @ direction.T).amax(0) + 1e-12).all()
+        assert point[which == k].unique(dim=0).shape[0] == (66 if k < 2 else 1)
+
+
+def test_looking_about_finds_what_slopes_miss() -> None:
+    """A pit beside the gentle slope to a far flip: no slope at x0 leads into it."""
+
+    class Pit(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            pit = torch.relu(0.15 - (z - torch.tensor([-0.5, 0.3]).double()).abs().amax(1)) * 20
+            return torch.stack([torch.full_like(pit, 1.0), torch.maximum(pit, z[:, 0])], 1)
+
+    x = torch.zeros(1, 2).double()
+    blind, seeing = (find_witness(Pit(), x, 2, Box(-2, 2), effort=Effort(probes=0, lost_probes=0, samples=k)) for k in (0, 200))
+    assert blind.upper[0] == pytest.approx(1.0, rel=1e-3)
+    assert seeing.upper[0] < 0.6
+    general = find_witness(Pit(), x, 2, Box(-2, 2) & LpBall(2, 2.5), effort=Effort(probes=8, samples=60, polish=((3, 2), (3, 2))))
+    assert general.upper[0] < 1.001
 
 
 def test_a_set_known_only_by_its_constraints() -> None:

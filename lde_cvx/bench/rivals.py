@@ -137,17 +137,17 @@ RIVALS = (
         _foolbox(lambda a, p, s: a.DDNAttack(**s)),
     ),
     Rival(
-        "FMN", "foolbox", {p: product(steps=[1000], max_stepsize=[1.0, 10.0, 0.1], gamma=[0.05, 0.01]) for p in LABEL},
+        "FMN", "foolbox", {p: product(steps=[1000], max_stepsize=[1.0, 10.0, 0.1], gamma=[0.05]) for p in LABEL},
         _foolbox(lambda a, p, s: {1.0: a.L1FMNAttack, 2.0: a.L2FMNAttack, INF: a.LInfFMNAttack}[p](**s)),
     ),
-    Rival("Brendel-Bethge", "foolbox", {p: product(start=["noise", "input"], lr=[1e-3, 1e-2], steps=[1000]) for p in LABEL}, _brendel_bethge),
+    Rival("Brendel-Bethge", "foolbox", {p: product(start=["noise", "input"], lr=[1e-3], steps=[1000]) for p in LABEL}, _brendel_bethge),
     Rival(
         "EAD", "foolbox",
-        {1.0: product(binary_search_steps=[9], steps=[100, 300], initial_stepsize=[0.01, 0.1], regularization=[0.1, 0.01], decision_rule=["L1"])},
+        {1.0: product(binary_search_steps=[9], steps=[100], initial_stepsize=[0.01, 0.1], regularization=[0.1, 0.01], decision_rule=["L1"])},
         _foolbox(lambda a, p, s: a.EADAttack(**s)),
     ),
     Rival(
-        "C&W", "foolbox", {2.0: product(binary_search_steps=[9], steps=[100, 300], stepsize=[0.01, 0.1], abort_early=[False])},
+        "C&W", "foolbox", {2.0: product(binary_search_steps=[9], steps=[100], stepsize=[0.01, 0.1], abort_early=[False])},
         _foolbox(lambda a, p, s: a.L2CarliniWagnerAttack(**s)),
     ),
     Rival(
@@ -157,7 +157,7 @@ RIVALS = (
     Rival(
         "FAB", "torchattacks",
         {
-            p: product(targets=[9], steps=[20], restarts=[5], alpha_max=[0.1], eta=[1.05, 1.01])
+            p: product(targets=[9], steps=[20], restarts=[5], alpha_max=[0.1], eta=[1.05])
             + product(targets=[9], steps=[100], restarts=[1], alpha_max=[0.1], eta=[1.05, 1.01])
             + product(targets=[0], steps=[100], restarts=[1], alpha_max=[0.1], eta=[1.05])
             for p in LABEL

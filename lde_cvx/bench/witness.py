@@ -52,7 +52,7 @@ class Attempt:
 def networks(cache: Path, *, quick: bool, tell: Callable[[str], object]) -> Iterator[Case]:
     """The cases; `tell` hears what is left out and why."""
     builders: tuple[Callable[[], Case], ...] = (
-        lambda: digits(8 if quick else 60), lambda: hardened_digits(8 if quick else 60), lambda: mnist_mlp(30, cache), lambda: mnist_cnn(8),
+        lambda: digits(8 if quick else 50), lambda: hardened_digits(8 if quick else 50), lambda: mnist_mlp(20, cache), lambda: mnist_cnn(5),
     )  # fmt: skip
     for build in builders[: 2 if quick else None]:
         try:

@@ -1,15 +1,31 @@
 """The witness search: upper bounds of the radius by real inputs.
 
 answers     the records and statuses: found, not found (which proves nothing), and the budget
+effort      how the passes of one input are spent
 network     margins and gradients of the network in float64, counted, in blocks of one size
 subproblem  the convex step: the closed form over a box, the compiled program over any other set
+sampling    random changes no longer than the best witness
 feasible    pulling a solver's answer back into the set
 search      sequential linearisation, random probes, monotone polish
 witness     find_witness
+multiplier  witness_multiplier: λ of the boundary at a witness, local
 """
 
 from verification.attack.answers import Budget, Stop, Witness, Witnesses, WitnessStatus
-from verification.attack.search import Effort
+from verification.attack.effort import Effort
+from verification.attack.multiplier import WitnessMultiplier, WitnessStanding, witness_multiplier, witness_multipliers
 from verification.attack.witness import find_witness
 
-__all__ = ["Budget", "Effort", "Stop", "Witness", "WitnessStatus", "Witnesses", "find_witness"]
+__all__ = [
+    "Budget",
+    "Effort",
+    "Stop",
+    "Witness",
+    "WitnessMultiplier",
+    "WitnessStanding",
+    "WitnessStatus",
+    "Witnesses",
+    "find_witness",
+    "witness_multiplier",
+    "witness_multipliers",
+]

@@ -47,3 +47,13 @@ def smallest(who: Tensor, size: Tensor, count: int) -> Tensor:
     order = size.argsort(stable=True)
     order = order[who[order].argsort(stable=True)]
     return order[place(who[order]) < count]
+
+
+def distinct(who: Tensor, point: Tensor) -> Tensor:
+    """Indices of the lanes that lie apart (by a hundredth of their size) from every earlier lane of their input, for lanes sorted by input."""
+    size, place_ = point.abs().amax(1), place(who)
+    near = torch.zeros_like(who, dtype=torch.bool)
+    for shift in range(1, int(place_.max()) + 1 if len(who) else 0):
+        apart = (point[shift:] - point[:-shift]).abs().amax(1)
+        near[shift:] |= (place_[shift:] >= shift) & (apart <= 0.01 * size[shift:])
+    return (~near).nonzero()[:, 0]

@@ -7,6 +7,9 @@ Polish. At a flipped point δ_k the row that fell is linearised and the program 
 solved once more (a second-order correction). δ_k is feasible there, so the new point is never longer, and by convexity neither is any point between the
 two: where the new point does not flip, the segment is searched for the crossing. r grows with success and shrinks without.
 
+Between rounds of polishing, random changes no longer than the best witness are looked at (forward passes alone), and approached from where they nearly
+flip: other pieces of a folded boundary are met this way.
+
 Every point stays in C: C is convex, and points only come from the subproblem or lie between two that do.
 """
 
@@ -14,14 +17,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from formulations.norms import INF, GroupNorm, Norm
 from verification.attack.answers import Budget, Stop
-from verification.attack.lanes import Lanes, place, smallest
+from verification.attack.effort import Effort
+from verification.attack.lanes import Lanes, distinct, place, smallest
 from verification.attack.network import Network
 from verification.attack.subproblem import Subproblem
 
@@ -29,31 +32,9 @@ OVERSHOOT = 0.02  # while approaching, a row m is asked to fall by this much mor
 BLEND = 0.1  # largest share of the answer measured from x0 in a step (FAB's α_max)
 NUDGE = 1e-5  # how far past the linearised boundary a correction aims, relative to the length
 SMALL = 0.05  # a crossing is close when its margin is this part of the margins that it began between
+SHRINK = 0.35  # of a trust region whose step was no use
+APART = 0.8  # samples nearer than this to the best witness, relative to its length, are not walked from
 SETTLED = 1e-7  # a trust region this small, relative to the length, ends a lane's polish
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How one input's passes are spent.
-
-    `rivals` lanes take up to `steps` approach steps; `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped).
-    Then for every (keep, times) of `polish`, the `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes
-    (`last_crossing` at the end), and `saturated` more where margins say little about distances.
-    """
-
-    rivals: int = 9
-    steps: int = 5
-    probes: int = 8
-    lost_probes: int = 32
-    polish: tuple[tuple[int, int], ...] = ((9, 4), (4, 10))
-    crossing: int = 4
-    last_crossing: int = 10
-    saturated: int = 8
-
-    @property
-    def phases(self) -> int:
-        """How many steps a search reports to `progress`, at most."""
-        return 2 * self.steps + 3 + sum(times for _, times in self.polish)
 
 
 class OutOfTime(Exception):
@@ -99,9 +80,15 @@ class Search:
             walked = self._approach(*self._open(starts.take(still.nonzero()[:, 0]), self.effort.rivals), at_anchor=False)
             lanes = Lanes.join(lanes, starts, walked)
         radius = 0.5 * (self.w * (lanes.delta - self.anchor[lanes.who])).abs().amax(1)
-        for keep, times in self.effort.polish:
+        for k, (keep, times) in enumerate(self.effort.polish):
+            if k and self.effort.samples:
+                fresh = self._explore(open_, lanes, k)
+                wide = 0.25 * (self.w * (fresh.delta - self.anchor[fresh.who])).abs().amax(1)
+                lanes, radius = Lanes.join(lanes, fresh), torch.cat([radius, wide])[torch.cat([lanes.who, fresh.who]).argsort(stable=True)]
             flipped_lanes = torch.isfinite(lanes.length).nonzero()[:, 0]
-            kept = flipped_lanes[smallest(lanes.who[flipped_lanes], lanes.length[flipped_lanes], keep)]
+            kept = flipped_lanes[smallest(lanes.who[flipped_lanes], lanes.length[flipped_lanes], len(flipped_lanes))]
+            kept = kept[distinct(lanes.who[kept], self.w * lanes.delta[kept])]
+            kept = kept[place(lanes.who[kept]) < keep]
             lanes, radius = lanes.take(kept), radius[kept]
             for _ in range(times):
                 self._polish(lanes, radius)
@@ -153,12 +140,8 @@ class Search:
     def _probe(self, inputs: Tensor, count: int, salt: int) -> Lanes:
         """Random extreme points of C, drawn in (¼, ½ or 1 of the way out), at the crossing where they flip; where nothing flips, as starts."""
         who = inputs.repeat_interleave(count)
-        draws = [
-            torch.randn(count, self.net.d, generator=torch.Generator().manual_seed(self.seeds[i]), dtype=torch.float64)
-            for i in inputs.tolist()
-        ]
         affordable = self._affordable(who, 3 + self.effort.crossing + self.effort.saturated, 0)
-        who, push = who[affordable], torch.cat([*draws, torch.zeros(0, self.net.d, dtype=torch.float64)]).to(self.net.device)[affordable]
+        who, push = who[affordable], self._random(inputs, count, salt)[affordable]
         base = self.anchor[who]
         reach = 10 * (1 + self.net.x0[who].abs().amax(1)) * self.norm_of(push).clamp(min=1e-300)  # where C has no end: a long way out
         far = self.steps.step(who, push, reach - (push * base).sum(1))
@@ -176,6 +159,24 @@ class Search:
         self._record(lanes)
         self.tick()
         return lanes
+
+    def _explore(self, inputs: Tensor, lanes: Lanes, salt: int) -> Lanes:
+        """Random changes no longer than the best witness (anywhere, where there is none), and approaches from those nearest to flipping."""
+        who = inputs.repeat_interleave(self.effort.samples)
+        share = self._random(inputs, self.effort.samples, 1 + salt)
+        affordable = self._affordable(who, 1, 0)
+        who, share = who[affordable], share[affordable]
+        point = self.steps.sample(who, share, self.length[who], lanes)
+        margins, flipped = self.net.margins(point, who)
+        found = Lanes(who, margins.argmin(1), point, torch.where(flipped, self.norm_of(point), INF))
+        self._record(found)
+        known = self.norm_of(point - self.best[who]) < APART * self.length[who]  # those near the best witness lead back to it
+        promise = torch.where(known, INF, margins.amin(1) / self.margins[who].amin(1).abs().clamp(min=1e-300))
+        kept = smallest(who, torch.where(flipped, found.length - 1e300, promise), self.effort.restarts)
+        found = found.take(kept)
+        still = (~torch.isfinite(found.length)).nonzero()[:, 0]
+        walked = self._approach(*self._open(found.take(still), self.effort.restarts), at_anchor=False)
+        return Lanes.join(found.take(torch.isfinite(found.length).nonzero()[:, 0]), walked)
 
     def _polish(self, lanes: Lanes, radius: Tensor) -> None:
         """One trust-region step of every lane that has not settled; changes `lanes` and `radius` in place."""
@@ -204,7 +205,7 @@ class Search:
         done = flips1 & ~beyond
         crossing = self._cross(inside, m_in, outside, m_out, done, now.who, self.effort.crossing)
         best, length = self._shorter(best, length, crossing, torch.ones_like(flips2))
-        radius[active] = torch.where(length < 0.999 * now.length, r * 1.5, r * 0.5)
+        radius[active] = torch.where(length < 0.999 * now.length, r * 1.5, r * SHRINK)
         lanes.put(active, best, length)
         self._record(lanes.take(active))
 

@@ -24,6 +24,8 @@ from formulations.pieces import BallPiece, BoxPiece, CustomPiece, Part, RowsPiec
 from formulations.programs import ModelledProgram
 from formulations.sets.base import FEASIBILITY
 from verification.attack.feasible import PullBack, violation
+from verification.attack.lanes import Lanes
+from verification.attack.sampling import mixed, spread
 
 PENALTY = {1.0: 1e4, 2.0: 1e3, INF: 1e4}  # price of the slack that lets a row stay up, per unit of distance to it
 
@@ -40,6 +42,9 @@ class Subproblem(Protocol):
 
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """(lanes,) distance to the row within a box around C: a guess at which rows are near, +inf where the box does not reach."""
+
+    def sample(self, who: Tensor, noise: Tensor, length: Tensor, lanes: Lanes) -> Tensor:
+        """(lanes, d) changes in C, about as long as `length`, from normal `noise`; `lanes` are points in C to mix them from. `who` is sorted."""
 
     def violation(self, i: int, delta: Array) -> float:
         """Largest violation of C_i at δ."""
@@ -77,6 +82,12 @@ class BoxStep:
 
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return min_norm_box(a, b, self.lo[who], self.hi[who], self.norm).value
+
+    def sample(self, who: Tensor, noise: Tensor, length: Tensor, lanes: Lanes) -> Tensor:
+        lo, hi, base = self.lo[who], self.hi[who], self.anchor[who]
+        point = base + length[:, None] * spread(noise, self.norm.p) / self.w
+        anywhere = base + torch.where(noise > 0, hi - base, base - lo).nan_to_num(posinf=1e3) * torch.erf(noise)
+        return torch.where(torch.isfinite(length)[:, None], point, anywhere).clamp(lo, hi)
 
     def violation(self, i: int, delta: Array) -> float:
         return violation(delta, [p.at(i) for p in self.parts])
@@ -143,6 +154,9 @@ class ProgramStep:
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         norm = Norm(2) if isinstance(self.norm, GroupNorm) else self.norm
         return min_norm_box(a, b, self._lo[who], self._hi[who], norm).value
+
+    def sample(self, who: Tensor, noise: Tensor, length: Tensor, lanes: Lanes) -> Tensor:
+        return mixed(who, noise, lanes, self.anchor)
 
     def violation(self, i: int, delta: Array) -> float:
         return violation(delta, self._at[i])

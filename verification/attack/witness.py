@@ -15,15 +15,16 @@ from formulations.norms import INF, Array, Norm
 from formulations.programs import relative_parts
 from formulations.sets.base import FEASIBILITY, ConvexSet
 from verification.attack.answers import Budget, Stop, Witnesses
+from verification.attack.effort import Effort
 from verification.attack.network import Network
-from verification.attack.search import Effort, Search
+from verification.attack.search import Search
 from verification.attack.subproblem import BoxStep, Subproblem, subproblem
 from verification.decision import Decision
 from verification.model import batch_of, float64_copy
 
 CHUNK = 1 << 22  # numbers per array of lanes: larger batches are searched in chunks
 BOX_EFFORT = Effort()
-PROGRAM_EFFORT = Effort(rivals=5, probes=0, lost_probes=8, polish=((3, 3), (2, 8)))  # every step of a lane is a solver's run
+PROGRAM_EFFORT = Effort(rivals=5, probes=0, lost_probes=8, samples=0, polish=((3, 3), (2, 8)))  # every step of a lane is a solver's run
 
 Progress = Callable[[int, int], None]
 

@@ -1,0 +1,32 @@
+"""How a search spends its passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How one input's passes are spent.
+
+    `rivals` lanes take up to `steps` approach steps; `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped).
+    Then for every (keep, times) of `polish`, the `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes
+    (`last_crossing` at the end), and `saturated` more where margins say little about distances. Before each entry of `polish` but the first, `samples`
+    changes no longer than the best witness are looked at, and the `restarts` of them that are nearest to flipping are approached as well.
+    """
+
+    rivals: int = 9
+    steps: int = 5
+    probes: int = 8
+    lost_probes: int = 32
+    samples: int = 200
+    restarts: int = 4
+    polish: tuple[tuple[int, int], ...] = ((6, 3), (5, 3), (5, 3), (2, 8))
+    crossing: int = 4
+    last_crossing: int = 10
+    saturated: int = 8
+
+    @property
+    def phases(self) -> int:
+        """How many steps a search reports to `progress`, at most."""
+        return (1 + len(self.polish)) * (self.steps + 1) + 3 + sum(times for _, times in self.polish)
