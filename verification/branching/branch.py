@@ -158,7 +158,7 @@ class _Search:
                     radius = schedule.after_closing(self.lower, goal)
                 elif (radius := 2 * self.lower) > FARTHEST * first:
                     return self._result(BranchingStop.BEYOND)
-                tree = self._plant(radius)
+                tree = self._plant(min(max(radius, self.lower * (1 + 1e-7)), max(goal, self.lower * (1 + 1e-7))))
         except KeyboardInterrupt:
             if tree is not None:
                 self._credit(tree)

@@ -21,9 +21,11 @@ from formulations.norms import INF
 from verification.branching.adam import Adam
 from verification.branching.ball import PAD, Ball, Capped, Face, joined
 from verification.branching.cells import Cells
+from verification.branching.choice import scores
 from verification.branching.coupled import Pull
 from verification.branching.network import Lines, Network
 
+MOST = 96  # neurons of a later layer and a cell in one go
 STEPS = 5
 RATE = 0.25
 CHUNK = 1 << 20  # numbers in one temporary
@@ -45,7 +47,7 @@ def plain_bounds(network: Network, ball: Ball) -> tuple[tuple[Tensor, ...], tupl
     return tuple(lower), tuple(upper)
 
 
-def narrow(network: Network, ball: Ball, cells: Cells) -> Cells:
+def narrow(network: Network, ball: Ball, cells: Cells, most: int = MOST) -> Cells:
     """The cells with the bounds of their open neurons taken over the caps."""
     lower, upper, gamma = list(cells.lower), list(cells.upper), list(cells.gamma)
     for l, (W, shift) in enumerate(zip(network.weights, network.shifts, strict=True)):
@@ -53,7 +55,13 @@ def narrow(network: Network, ball: Ball, cells: Cells) -> Cells:
         count = int(is_open.sum(1).max())
         if not count:
             continue
-        index = is_open.to(torch.uint8).topk(count, 1).indices  # the rest of a cell's places go to neurons whose sign is known
+        if l and count > most:  # backward passes through other layers are dear: those neurons first that cost the row most
+            now = replace(cells, lower=tuple(lower), upper=tuple(upper))
+            start_at = sum(network.widths[:l])
+            count, worth = most, scores(network, now)[:, start_at : start_at + network.widths[l]]
+        else:
+            worth = is_open.to(torch.uint8)
+        index = worth.topk(count, 1).indices  # the rest of a cell's places go to neurons whose sign is known
         both = torch.cat([index, index + W.shape[0]], 1)
         start = gamma[l].gather(1, both)
         rows, offsets = torch.cat([W[index], -W[index]], 1), torch.cat([shift[index], -shift[index]], 1)

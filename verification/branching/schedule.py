@@ -29,8 +29,10 @@ class Schedule:
 
     @property
     def quota(self) -> int:
-        """Cells after which the next question is given up."""
-        return max(FEWEST, int(PATIENCE * self.closed[-1][1])) if self.closed else FEWEST * 2 ** min(len(self.given_up), 20)
+        """Cells after which the next question is given up: more and more of them, so that no search without limits goes on for ever."""
+        if not self.closed:
+            return FEWEST << min(len(self.given_up), 20)
+        return max(FEWEST << min(len(self.given_up) // 2, 20), int(PATIENCE * self.closed[-1][1]))
 
     def rate(self) -> float:
         """The growth between the last two questions that closed and were not trivial."""

@@ -45,7 +45,8 @@ SAFE = 1 - 1e-9  # what rounding may take from a distance that was found in floa
 @dataclass(frozen=True)
 class Effort:
     """Where the work goes. root_steps, steps, trial_steps: evaluations per ascent at the root, in cells, and for each candidate of a split; batch: cells at
-    once; rounds: of narrowing at the root, each further one earned by a relative gain of some slack."""
+    once; rounds: of narrowing at the root, each further one earned by a relative gain of some slack; cell_rounds, cell_gain: the same
+    for each other cell."""
 
     root_steps: int = 20
     steps: int = 8
@@ -54,6 +55,8 @@ class Effort:
     batch: int = 32
     rounds: int = 12
     gain: float = 0.03
+    cell_rounds: int = 12
+    cell_gain: float = 0.035
 
 
 @dataclass
@@ -160,11 +163,7 @@ class Tree:
         cells = None if cells is None else self._enumerate(cells, late)
         if cells is None or not len(cells):
             return
-        raised = ascend(self.network, self.ball, narrow(self.network, self.ball, cells), self.effort.steps)
-        self._try(raised.cells, raised.point)
-        live = torch.nonzero(raised.cells.slack <= 0).flatten()
-        self._close(raised.cells)
-        cells = raised.cells.take(live)
+        cells = self._settle(cells)
         if not len(cells):
             return
         if not self.network.depth:
@@ -177,6 +176,22 @@ class Tree:
             children = self._split(cells, self._choose(cells, score))
             self.nodes += len(children)
             self._push(self._close(ascend(self.network, self.ball, children, self.effort.steps).cells))
+
+    def _settle(self, cells: Cells) -> Cells:
+        """Those that stay open after rounds of narrowing and raising; a cell has another round while the last one took a good part of what it lacks."""
+        done: list[Cells] = []
+        for _ in range(self.effort.cell_rounds):
+            before = cells.slack
+            raised = ascend(self.network, self.ball, narrow(self.network, self.ball, cells), self.effort.steps)
+            self._try(raised.cells, raised.point)
+            gain = (raised.cells.slack - before) >= self.effort.cell_gain * before.abs()
+            self._close(raised.cells)
+            is_open = raised.cells.slack <= 0
+            done.append(raised.cells.take(torch.nonzero(is_open & ~gain).flatten()))
+            cells = raised.cells.take(torch.nonzero(is_open & gain).flatten())
+            if not len(cells):
+                break
+        return Cells.cat([*done, cells])
 
     def _enumerate(self, cells: Cells, late: Callable[[], bool]) -> Cells:
         """The cells without those that have so few open ReLUs that all their regions cost less than bounds over a coupled set do: these are solved."""
