@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,18 @@ def test_an_interrupted_audit_leaves_whole_files_and_goes_on(small: Case, tmp_pa
     assert sum(r.reused for r in result.rows) == len(left)
     assert result.failed == 0
     assert len(result.rows) == 6
+
+
+@pytest.mark.slow
+def test_an_audit_may_branch(small: Case, tmp_path: Path) -> None:
+    question = small.config.question.model_copy(update={"method": "branching", "seconds": 20.0})
+    branched = replace(small, config=small.config.model_copy(update={"question": question}), key="b" * 64)
+    rows, trees = run_audit(small, tmp_path / "rows"), run_audit(branched, tmp_path / "trees")
+    assert trees.failed == 0
+    assert "branch and bound" in (tmp_path / "trees" / "report.html").read_text(encoding="utf-8")
+    for row, tree in zip(rows.rows, trees.rows, strict=True):
+        assert row.lower <= tree.lower * (1 + 1e-9)
+        assert tree.upper * (1 - 1e-4) <= tree.lower or tree.lower == float("inf")
 
 
 def test_two_runs_write_the_same_bytes(small: Case, tmp_path: Path) -> None:

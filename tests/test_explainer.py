@@ -146,7 +146,9 @@ BRANCHED = [(1, "box"), (2, "box"), ("inf", "all"), pytest.param(2, "polytope", 
 @pytest.mark.parametrize(("norm", "kind"), BRANCHED)
 def test_branching_closes_what_rows_leave_open(model: nn.Module, x0: torch.Tensor, norm: Any, kind: str) -> None:
     """crown ≤ branching ≤ v* ≤ upper, closed on a network this small; the certificate carries the trees."""
-    rows, trees, exact = (explained(model, x0, norm=norm, constraints=SETS[kind], method=m) for m in ("crown", "branching", "exact"))
+    rows, trees, exact = (
+        explained(model, x0, norm=norm, constraints=SETS[kind], method=m, time_limit=60.0) for m in ("crown", "branching", "exact")
+    )
     assert rows.lower < 0.999 * rows.upper, "a case that rows close tests nothing"
     for e in (trees, exact):
         assert rows.lower <= e.lower * (1 + 1e-9)
@@ -168,6 +170,38 @@ def test_branching_certifies_what_cannot_be_reached(model: nn.Module, x0: torch.
     assert e.verdict is lde.Verdict.CERTIFIED_UNREACHABLE
     assert e.certificate.check(model).ok
     assert not e.scores.any()
+
+
+EDGES = {
+    "no time": {"constraints": BOX, "time_limit": 1e-3},
+    "weights": {"constraints": BOX, "time_limit": 60.0, "norm": lde.Norm(1, weights=np.arange(1.0, DIM + 1))},
+    "groups": {"constraints": BOX, "time_limit": 2.0, "norm": lde.GroupNorm([[0, 1, 2], [3, 4, 5]], [1.0, 2.0])},
+    "own set": {"time_limit": 60.0, "constraints": lambda z: lde.Box(z - 0.4, z + 0.4)},
+    "threshold": {"time_limit": 60.0, "constraints": BOX, "decision": lambda y: lde.Decision.threshold(1, y[1] - 0.03, CLASSES)},
+    "target": {"constraints": BOX, "target": 0, "time_limit": 60.0},
+}
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_branching_answers_sensibly_at_the_edges(model: nn.Module, x0: torch.Tensor, case: str) -> None:
+    e = explained(model, x0, method="branching", **EDGES[case])
+    assert 0 <= e.lower <= e.upper
+    assert e.certificate.check(model).ok
+    if case not in ("no time", "groups"):  # what is cut off may be unknown, and is not wrong
+        assert 0 < e.upper * (1 - 1e-4) <= e.lower
+
+
+def test_branching_of_dead_half_and_linear_networks(x0: torch.Tensor) -> None:
+    dead, half = mlp((DIM, 4, 2), seed=0), mlp((DIM, 8, 2), seed=1).half()
+    with torch.no_grad():
+        dead[-1].weight.zero_()
+        dead[-1].bias[:] = torch.tensor([1.0, 0.0])
+    assert explained(dead, x0, method="branching").verdict is lde.Verdict.CERTIFIED_UNREACHABLE
+    e = explained(half, x0.half(), constraints=BOX, method="branching")
+    assert e.upper * (1 - 1e-4) <= e.lower <= e.upper
+    assert half[0].weight.dtype == torch.float16, "the caller's model is left as it was"
+    flat = explained(mlp((DIM, 3), seed=0), x0, method="exact")
+    assert flat.upper * (1 - 1e-4) <= flat.lower <= flat.upper
 
 
 @pytest.mark.slow
