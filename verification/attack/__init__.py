@@ -9,15 +9,18 @@ feasible    pulling a solver's answer back into the set
 search      sequential linearisation, random probes, monotone polish
 witness     find_witness
 multiplier  witness_multiplier: λ of the boundary at a witness, local
+counterfactuals  several witnesses of one input that move different columns, whole where a schema says so
 """
 
 from verification.attack.answers import Budget, Stop, Witness, Witnesses, WitnessStatus
+from verification.attack.counterfactuals import Counterfactual, find_counterfactuals
 from verification.attack.effort import Effort
 from verification.attack.multiplier import WitnessMultiplier, WitnessStanding, witness_multiplier, witness_multipliers
 from verification.attack.witness import find_witness
 
 __all__ = [
     "Budget",
+    "Counterfactual",
     "Effort",
     "Stop",
     "Witness",
@@ -25,6 +28,7 @@ __all__ = [
     "WitnessStanding",
     "WitnessStatus",
     "Witnesses",
+    "find_counterfactuals",
     "find_witness",
     "witness_multiplier",
     "witness_multipliers",
