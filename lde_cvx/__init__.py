@@ -59,6 +59,8 @@ _HOME = {
     "Decision": "verification.decision",
     "certified_radius": "verification.radius",
     "find_witness": "verification.attack",
+    "find_counterfactuals": "verification.attack",
+    "witness_multiplier": "verification.attack",
     "exact_radius": "verification.exact",
     "LEG": "lde_cvx.leg",
     "LEGTV": "lde_cvx.leg",
@@ -111,7 +113,7 @@ if TYPE_CHECKING:
     from lde_cvx.rate_distortion import RateDistortion
     from lde_cvx.second_order import SecondOrder, suggested_temperature
     from lde_cvx.sufficient import Relevance, SufficientReason
-    from verification.attack import find_witness
+    from verification.attack import find_counterfactuals, find_witness, witness_multiplier
     from verification.certificate import Certificate
     from verification.checker import Verdict
     from verification.curvature import quadratic_radii

@@ -11,7 +11,7 @@ import typer
 import lde_cvx
 from lde_cvx.cli_common import friendly, out
 
-COMMANDS = ("audit", "explain", "check", "sign", "compare", "ablate", "data", "bench")
+COMMANDS = ("audit", "explain", "check", "sign", "campaign", "compare", "ablate", "data", "bench")
 
 app = typer.Typer(
     name="lde",

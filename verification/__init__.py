@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from verification.attack import find_witness
+    from verification.attack import find_counterfactuals, find_witness, witness_multiplier
     from verification.certificate import Certificate
     from verification.checker import CheckReport, CheckStatus, Verdict, check_file
     from verification.curvature import margin_curvature, quadratic_radii
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Certificate": "certificate", "CheckReport": "checker", "CheckStatus": "checker", "Decision": "decision", "Verdict": "checker",
     "certified_radius": "radius", "check_file": "checker", "exact_radius": "exact",
-    "find_witness": "attack", "margin_curvature": "curvature", "quadratic_radii": "curvature",
+    "find_witness": "attack", "find_counterfactuals": "attack", "witness_multiplier": "attack", "margin_curvature": "curvature", "quadratic_radii": "curvature",
     "multiscale": "scales", "DualNetwork": "dual_network", "dual_radii": "dual_network",
 }  # fmt: skip
 
@@ -37,10 +37,12 @@ __all__ = [
     "check_file",
     "dual_radii",
     "exact_radius",
+    "find_counterfactuals",
     "find_witness",
     "margin_curvature",
     "multiscale",
     "quadratic_radii",
+    "witness_multiplier",
 ]
 
 

@@ -22,7 +22,7 @@ from verification.checker_bounds import enclose
 from verification.checker_layers import Add, Affine, Array, MaxPool, Rectifier, Tanh
 from verification.checker_network import Network, Node
 
-__all__ = ["Findings", "Point", "check_outputs", "points"]
+__all__ = ["Findings", "Point", "check_outputs", "narrowed", "points"]
 
 
 @dataclass
@@ -75,7 +75,7 @@ def check_outputs(doc: Document, network: Network) -> Findings:
     for point in points(doc, network):
         found = _outputs_at(doc, point)
         if found.undecided:
-            found = _outputs_at(doc, _narrowed(network, point))
+            found = _outputs_at(doc, narrowed(network, point))
         out.wrong += found.wrong
         out.undecided += found.undecided
     return out
@@ -102,7 +102,7 @@ def _outputs_at(doc: Document, point: Point) -> Findings:
     return Findings(undecided=[f"outputs: the witness is within rounding of the boundary, {where}, and not certainly ≤ 0"])
 
 
-def _narrowed(network: Network, point: Point) -> Point:
+def narrowed(network: Network, point: Point) -> Point:
     """The same point, its outputs enclosed at 200 bits."""
     before, ctx.prec = ctx.prec, 200
     try:
