@@ -314,6 +314,8 @@ def cell_bound(doc: Document, cell: Cell, hull: Hull) -> Bound:
         else:
             found = ZERO if reach is math.inf else reach
         best = max(best, found)
+        if not whole and best is not ZERO and best == reach:
+            break  # no choice proves more
     return best
 
 
