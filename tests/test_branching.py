@@ -51,7 +51,7 @@ def truth(seed: int) -> ExactResult:
 def assert_is_the_radius(seed: int) -> None:
     c, norm, constraints = scene(seed)
     exact, found = truth(seed), branch_radius(c.chain, c.x0, c.decision, norm, constraints, tolerance=EXACT / 2, time_limit=60)
-    assert found.lower <= exact.upper, "a bound above the radius"
+    assert found.lower <= exact.upper + 1e-9, "a bound above the radius, whose witness may lie 1e-9 outside the set"
     assert exact.lower <= found.upper
     assert found.closed, found.stop
     if exact.closed:
@@ -130,7 +130,7 @@ def test_an_input_outside_the_set_must_come_inside(norm):
     constraints = Box(c.x0 + 0.2, c.x0 + 2.0)
     exact = exact_radius(c.chain, c.x0, c.decision, NORMS[norm], constraints, time_limit=60)
     found = branch_radius(c.chain, c.x0, c.decision, NORMS[norm], constraints, tolerance=EXACT / 2)
-    assert found.lower <= exact.upper
+    assert found.lower <= exact.upper + 1e-9
     assert found.lower >= float(NORMS[norm].value(np.full(len(c.x0), 0.2))) * (1 - 1e-6)
     assert found.lower == exact.upper or found.lower == pytest.approx(exact.upper, rel=EXACT)
 

@@ -26,7 +26,7 @@ from verification.attack.feasible import violation
 from verification.branching.answers import BranchingResult, BranchingStop, Leaf, RowTree
 from verification.branching.coupled import Memory
 from verification.branching.network import Network
-from verification.branching.schedule import BACK, EASY, Schedule
+from verification.branching.schedule import BACK, BOLDEST, CAUTIOUS, EASY, Schedule
 from verification.branching.tree import Effort, Tree
 from verification.decision import Decision
 from verification.exact.bounds import everywhere
@@ -35,7 +35,8 @@ from verification.exact.question import Question, Witness
 from verification.exact.relaxation import Relaxation
 from verification.relu_chain import ReluChain
 
-SHARE = 0.6  # of the budgets that are left: what one question may take
+SHARE = 0.45  # of the budgets that are left: what one question may take,
+LAST = 0.4  # and all of it when no more than this part of the whole is left
 TOLERANCE = 1e-6
 FARTHEST = 2.0**40  # times the first radius: where a search without witness and without bounded set gives up
 
@@ -58,7 +59,8 @@ def branch_radius(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> BranchingResult:
-    """``lower ≤ v* = min ‖Wδ‖  s.t.  m_k(δ) ≤ 0 for some row k,  δ ∈ C`` for one input; closed when lower ≥ upper·(1 − tolerance).
+    """``lower ≤ v* = min ‖Wδ‖  s.t.  m_k(δ) ≤ 0 for some row k,  δ ∈ C`` for one input; closed when lower ≥ upper·(1 − tolerance),
+    or upper − lower ≤ tolerance at an activation region that was solved.
 
     x0          the model's input without batch axis ((d,) for a chain); `decision` None is classification by the predicted class
     upper       distance of a witness that the caller has; only nearer flips are looked for. inf: none, the search then meets its own
@@ -66,7 +68,8 @@ def branch_radius(
     time_limit  seconds; `node_limit` cells. Whatever stops the search, an interrupt too, the bracket returned is valid
     progress    called with (lower, radius asked about, cells so far)
 
-    `lower` does not depend on how good the search is, only how near it comes to v*; where two searches close, a larger set C never has the larger radius.
+    Every `lower` is valid; how near it comes to v* depends on the search. v* never grows with C, and so do bounds of searches that close, up to `tolerance`
+    (relative): `lower` is then within it of v*. Bounds of searches that were stopped do not have this law.
     The statement is about the weights in real arithmetic; bounds are float64 with a margin of 1e-11 relative for rounding, and regions are settled by verified duality.
     Raises InputError on a model that is no ReLU chain, sets known only by CVXPY constraints, shapes that do not fit, a negative or NaN limit, an empty set.
     """
@@ -110,7 +113,7 @@ class _Search:
         self.upper, self.start = upper, start
         self.witness: Witness | None = None
         self.trees = {k: RowTree(k, question.decision.rivals[k], self.nearest * (1 - 1e-9), ()) for k in range(question.rows)}
-        self.nodes = 0
+        self.nodes, self.begun = 0, time.perf_counter()
         self.memory = Memory()
 
     @property
@@ -151,11 +154,12 @@ class _Search:
                     self._credit(tree)
                     return self._result(BranchingStop.TIME if time.perf_counter() >= end else BranchingStop.NODES)
                 if closed and (self._settled() or self.lower <= before):
-                    return self._result(BranchingStop.UNRESOLVED)
+                    met = min(self.upper, INF if self.witness is None else self.witness.upper) - self.lower <= self.tolerance
+                    return self._result(BranchingStop.CLOSED if met and self._settled() else BranchingStop.UNRESOLVED)
                 if not closed:
                     radius = min(schedule.after_giving_up(self.lower, tree.radius), goal)
                 elif goal < INF:
-                    radius = schedule.after_closing(self.lower, goal)
+                    radius = schedule.after_closing(self.lower, goal, CAUTIOUS if goal < self.reach else BOLDEST)
                 elif (radius := 2 * self.lower) > FARTHEST * first:
                     return self._result(BranchingStop.BEYOND)
                 tree = self._plant(min(max(radius, self.lower * (1 + 1e-7)), max(goal, self.lower * (1 + 1e-7))))
@@ -228,7 +232,10 @@ class _Search:
     def _ask(self, tree: Tree, quota: int, end: float, most: float) -> bool:
         """Work on one question until it closes (True), outgrows its quota, or takes more than its share of what is left of the budgets."""
         before, now = self.nodes, time.perf_counter()
-        late_at, last = now + SHARE * (end - now), before + SHARE * (most - before)
+        time_share = 1.0 if end - now <= LAST * (end - self.begun) else SHARE
+        node_share = 1.0 if most - before <= LAST * most else SHARE
+        late_at, last = now + time_share * (end - now), before + node_share * (most - before)
+        quota = quota if time_share == node_share == SHARE else 1 << 60
 
         def late() -> bool:
             self.nodes = before + tree.nodes

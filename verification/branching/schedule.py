@@ -16,7 +16,11 @@ BACK = 0.85  # first steps back
 TIMES = 4.0  # cost of a question, in the last one's
 PATIENCE = 8.0  # and where it is given up
 FEWEST = 96  # cells that every question may have
-TRIVIAL, BOLDEST = 32, 1.0  # cells up to which a question says nothing of the rate: the steps double, up to this one
+TRIVIAL, CAUTIOUS, BOLDEST = (
+    32,
+    0.11,
+    1.0,
+)  # cells up to which a question says nothing of the rate: the steps double, up to these with and without a witness
 RATE, SLOWEST, FASTEST = 26.0, 8.0, 80.0  # d log(cells) / d log(radius): at first, and at least, at most
 
 
@@ -42,10 +46,10 @@ class Schedule:
         (r0, n0), (r1, n1) = hard[-2:]
         return min(max(log(n1 / n0) / (r1 / r0 - 1), SLOWEST), FASTEST)
 
-    def after_closing(self, lower: float, goal: float) -> float:
+    def after_closing(self, lower: float, goal: float, boldest: float = BOLDEST) -> float:
         """The next radius after a question closed at `lower` < goal."""
         easy = next((k for k, (_, n) in enumerate(reversed(self.closed)) if n >= TRIVIAL), len(self.closed))
-        radius = lower * (1 + min(log(TIMES) / self.rate() * 2 ** min(max(easy - 1, 0), 10), BOLDEST))
+        radius = lower * (1 + min(log(TIMES) / self.rate() * 2 ** min(max(easy - 1, 0), 10), boldest))
         beaten = [r for r, n in self.given_up if r > lower and n * 2 > self.quota]
         if beaten:
             radius = min(radius, (lower + min(beaten)) / 2)
