@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,95 +14,139 @@ import pytest
 import torch
 
 from formulations.norms import Norm
+from formulations.programs import min_norm
 from formulations.sets import Box
 from lde_cvx.models import mlp, save_model
 from tests.certificate_example import rehashed
 from verification.attack import find_witness
-from verification.branching import BranchingResult, Effort, branch_radius
+from verification.branching import BranchingResult, Leaf, RowTree, branch_radius
 from verification.certificate import Certificate, WitnessEvidence
 from verification.certificate_format import FLIP_ROW, MARGIN_ROW
 from verification.checker import CheckStatus, check_file, check_record
 from verification.decision import Decision
 from verification.radius import certified_radius
-from verification.tree_evidence import TreeRow, relu_names, tree_rows
+from verification.tree_evidence import relu_names, tree_rows
 
-DIM, BOX = 6, Box(0.0, 1.0)
-LAZY = Effort(root_steps=1, steps=1, trial_steps=1, candidates=1, rounds=0)  # weak rows, so that trees grow
+BOX = Box(0.0, 1.0)
 
 
 class Case:
-    """A random network that answers class 1 at the middle of the box, its branching result, and the certificate of that."""
+    """A network's decision at the middle of the box, a branching result, and the certificate of that."""
 
-    def __init__(self, norm: Any, effort: Effort, node_limit: int | None = None) -> None:
-        self.norm, self.model = Norm.of(norm), mlp((DIM, 12, 12, 3), seed=3)
-        self.x0 = torch.full((1, DIM), 0.5, dtype=torch.float64)
+    def __init__(self, model: torch.nn.Module, dim: int, norm: Any, decision: Any) -> None:
+        self.norm, self.model, self.dim = Norm.of(norm), model, dim
+        self.x0 = torch.full((1, dim), 0.5, dtype=torch.float64)
         with torch.no_grad():
-            self.model[-1].bias += torch.tensor([0.0, 0.06, 0.02]) - self.model(self.x0)[0]
-            self.outputs = self.model(self.x0)[0].numpy()
-        self.decision = Decision.classification(1, 3)
-        self.witness = find_witness(self.model, self.x0, norm, BOX)[0]
-        self.result = branch_radius(
-            self.model, self.x0[0], self.decision, norm, BOX, upper=self.witness.upper, effort=effort, node_limit=node_limit
-        )
-        self.radius = certified_radius(self.model, self.x0, norm, BOX)[0]
-        self.certificate = self.build(self.result)
+            self.outputs = model(self.x0)[0].numpy()
+        self.decision: Decision = decision(self.outputs)
+        self.witness = find_witness(model, self.x0, norm, BOX, decisions=self.decision)[0]
+        self.radius = certified_radius(model, self.x0, norm, BOX, decisions=self.decision)[0]
 
-    def build(self, result: BranchingResult) -> Certificate:
+    def branched(self, node_limit: int | None = None) -> BranchingResult:
+        return branch_radius(self.model, self.x0[0], self.decision, self.norm, BOX, upper=self.witness.upper, node_limit=node_limit)
+
+    def certify(self, result: BranchingResult) -> Case:
+        self.result = result
         flat = self.x0.numpy().ravel()
         rows = tree_rows(result, self.radius.rows, flat, self.norm, BOX, relu_names(self.model))
-        assert any(isinstance(row, TreeRow) for row in rows)
         with torch.no_grad():
             there = self.model(self.x0 + torch.as_tensor(self.witness.delta))[0].numpy()
-        return Certificate.build(
-            model=self.model, x0=flat, outputs=self.outputs, decision=self.decision, norm=self.norm, parts=BOX.parts(DIM),
+        self.certificate = Certificate.build(
+            model=self.model, x0=flat, outputs=self.outputs, decision=self.decision, norm=self.norm, parts=BOX.parts(self.dim),
             evidence=[row.evidence("crown") for row in rows], witness=WitnessEvidence(self.witness.delta, there, self.witness.rival),
             method="branching", command="test",
         )  # fmt: skip
+        return self
 
     def deep(self) -> tuple[int, int]:
-        """(rival, cell) of a leaf below a split."""
+        """(row, cell) of a leaf below a split."""
         return next((k, i) for k, r in enumerate(self.certificate.record["rivals"]) for i, c in enumerate(r["cells"]) if c["path"])
+
+
+def two_layers(norm: Any) -> Case:
+    """Answers class 1, narrowly."""
+    model = mlp((6, 12, 12, 3), seed=3)
+    with torch.no_grad():
+        model[-1].bias += torch.tensor([0.0, 0.06, 0.02]) - model(torch.full((1, 6), 0.5, dtype=torch.float64))[0]
+    return Case(model, 6, norm, lambda y: Decision.classification(1, 3))
+
+
+def all_pieces(norm: Any) -> Case:
+    """One hidden layer of three neurons, split into its eight linear pieces: half of them as a region's rows with multipliers, half as one row without."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).double().requires_grad_(False)
+    box = torch.as_tensor(np.random.default_rng(0).uniform(0, 1, (500, 4)))
+    least = float(model(box).min())
+    case = Case(model, 4, norm, lambda y: Decision.threshold(0, float(y[0]) - 0.6 * (float(y[0]) - least), 1))
+    U, beta, v, c = (p.numpy() for p in model.parameters())
+    pre, tau = U @ np.full(4, 0.5) + beta, -case.decision.shifts[0]
+    leaves = []
+    for n, sides in enumerate(itertools.product((-1, 1), repeat=3)):
+        on = np.array(sides) > 0
+        rows = np.vstack([v[0, on] @ U[on], -np.array(sides)[:, None] * U])  # the margin on the piece, and −side·z ≤ 0
+        b = np.r_[v[0, on] @ pre[on] + c[0] - tau, -np.array(sides) * pre]
+        s = min_norm(rows[None], b[None], norm, BOX, np.full(4, 0.5))[0]
+        lam, path = s.multipliers["margin"], tuple((0, j, side) for j, side in enumerate(sides))
+        reach = 0.999 * case.witness.upper
+        lower = min(reach, s.lower)
+        if n % 2:
+            leaves.append(Leaf(path, rows, b, reach, lower, lam, s.duals))
+        else:
+            leaves.append(Leaf(path, (lam @ rows)[None], np.array([lam @ b]), reach, lower))
+    result = case.branched(node_limit=1)
+    return case.certify(replace(result, lower=min(leaf.lower for leaf in leaves), trees=(RowTree(0, 0, 0.0, tuple(leaves)),)))
 
 
 @pytest.fixture(scope="module", params=[1, 2, "inf"])
 def grown(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param, LAZY)
+    return all_pieces(request.param)
 
 
 @pytest.fixture(scope="module")
 def split() -> Case:
-    return Case(2, LAZY)
+    return all_pieces(2)
 
 
-def test_the_checker_proves_what_branching_found(grown: Case) -> None:
-    assert sum(map(len, grown.result.leaves)) > len(grown.result.trees), "a tree without a split tests nothing"
+def attack(case: Case, points: int = 4000) -> None:
+    rng = np.random.default_rng(0)
+    towards = case.witness.delta + rng.normal(size=(points, case.dim)) * 0.1
+    changes = np.clip(np.vstack([towards, rng.uniform(-0.5, 0.5, (points, case.dim))]), -0.5, 0.5)
+    changes *= np.minimum(1, 0.999999 * case.certificate.lower / case.norm.value(changes))[:, None]
+    with torch.no_grad():
+        assert case.decision.stands(case.model(case.x0 + torch.as_tensor(changes)).numpy()).all()
+
+
+def test_the_checker_proves_what_the_leaves_prove(grown: Case) -> None:
+    assert [len(t.leaves) for t in grown.result.trees] == [8]
     assert grown.certificate.check(grown.model).ok
     assert grown.radius.lower < grown.certificate.lower
     assert grown.certificate.lower == pytest.approx(grown.result.lower, rel=1e-6)
+    attack(grown)
 
 
-def test_no_flip_nearer_than_the_certificate_says(grown: Case) -> None:
-    rng = np.random.default_rng(0)
-    towards = grown.witness.delta + rng.normal(size=(4000, DIM)) * 0.1
-    points = np.clip(np.vstack([towards, rng.uniform(-0.5, 0.5, (4000, DIM))]), -0.5, 0.5)
-    size = grown.norm.value(points)
-    points *= np.minimum(1, 0.999999 * grown.certificate.lower / size)[:, None]
-    with torch.no_grad():
-        assert bool((grown.model(grown.x0 + torch.as_tensor(points)).argmax(1) == 1).all())
+@pytest.mark.parametrize("norm", [1, 2, "inf"])
+def test_the_checker_proves_what_branching_found(norm: Any) -> None:
+    case = two_layers(norm)
+    case.certify(case.branched())
+    assert case.certificate.check(case.model).ok
+    assert case.radius.lower < case.certificate.lower
+    assert case.certificate.lower == pytest.approx(case.result.lower, rel=1e-6)
+    attack(case)
 
 
 def test_an_interrupted_search_certifies_what_it_has() -> None:
     """Open cells are leaves too, with what their own rows say."""
-    case = Case(2, LAZY, node_limit=8)
-    assert not case.result.closed
-    assert case.certificate.check(case.model).ok
-    assert case.radius.lower <= case.certificate.lower <= case.witness.upper
+    case = two_layers(2)
+    for nodes in (0, 1, 8):
+        case.certify(case.branched(node_limit=nodes))
+        assert case.certificate.check(case.model).ok
+        assert case.radius.lower * (1 - 1e-6) <= case.certificate.lower <= case.witness.upper
 
 
-def test_rows_of_flips_say_nothing_elsewhere(split: Case) -> None:
+def test_rows_of_flips_say_nothing_elsewhere() -> None:
     """A narrowed row may lie above the margin where nothing flips, at x0 too; as a row of the margin it would be refuted there."""
-    case = Case(2, Effort())
-    claimed = case.certificate.record
+    case = two_layers(2)
+    claimed = case.certify(case.branched()).certificate.record
     cells = [c for r in claimed["rivals"] for c in r["cells"] if FLIP_ROW in c["row_of"]]
     assert cells
     forged = copy.deepcopy(claimed)
@@ -135,7 +181,7 @@ def with_a_flipped_sign(record: dict[str, Any], k: int, i: int) -> None:
 
 def with_another_neuron(record: dict[str, Any], k: int, i: int) -> None:
     step = record["rivals"][k]["cells"][i]["path"][0]
-    step["index"] = (step["index"] + 1) % 12
+    step["index"] = (step["index"] + 1) % 3
 
 
 def with_a_moved_cut(record: dict[str, Any], k: int, i: int) -> None:
@@ -179,13 +225,13 @@ def test_forged_trees_are_refused(split: Case, forge: Any) -> None:
     assert FORGERIES[forge] in str(report)
 
 
-def test_level_b_decides_what_it_can_derive_and_refutes_nothing_true(split: Case, tmp_path: Path) -> None:
+def test_level_b_refutes_nothing_true_and_accepts_no_raised_row(split: Case, tmp_path: Path) -> None:
     save_model(split.model, tmp_path / "model.safetensors")
     path = split.certificate.save(tmp_path / "c.json")
     report = check_file(path, level="B", model=tmp_path / "model.safetensors")
     assert report.status is not CheckStatus.INVALID
     if not report.ok:
-        assert all("row 0 is not derived" in why or "more of the kind" in why for why in report.reasons)
+        assert all("is not derived from the weights" in why or "more of the kind" in why for why in report.reasons)
     forged = copy.deepcopy(split.certificate.record)
     k, i = split.deep()
     cell = forged["rivals"][k]["cells"][i]
