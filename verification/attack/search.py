@@ -166,7 +166,8 @@ class Search:
         share = self._random(inputs, self.effort.samples, 1 + salt)
         affordable = self._affordable(who, 1, 0)
         who, share = who[affordable], share[affordable]
-        point = self.steps.sample(who, share, self.length[who], lanes)
+        reach = 1 - 0.75 * place(who) / self.effort.samples  # samples at every depth
+        point = self.steps.sample(who, share, reach * self.length[who], lanes)
         margins, flipped = self.net.margins(point, who)
         found = Lanes(who, margins.argmin(1), point, torch.where(flipped, self.norm_of(point), INF))
         self._record(found)
