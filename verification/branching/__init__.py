@@ -5,6 +5,8 @@ tree        one question at one radius: a tree of splits per margin row
 narrowing   bounds of neurons over the changes that can still flip
 ascent      the row of a cell, over slopes and split multipliers
 ball        support functions of the region, cut by a half-space
+coupled     multipliers of the set's pieces that couple coordinates, carried from row to row
+choice, schedule   which ReLU to split at, which radius to ask about next
 region      one activation region, solved exactly
 cells, network, adam, answers   batches of cells, the network in scaled changes, a step rule, the records
 """

@@ -174,7 +174,7 @@ class Ball:
         pull = self.pull(A, None if name is None else self.memory.recall(name, every))
         if name is not None:
             self.memory.keep(name, A.shape[1], every[0], pull.at(0))
-        value = torch.minimum(self.over(A, pull.u), self.face.peak(A, None)[0])
+        value = torch.minimum(self.over(A, pull.u).nan_to_num(nan=INF), self.face.peak(A, None)[0])
         return value + PAD * (1 + value.abs())
 
     def cap(self, A: Tensor, a: Tensor, b: Tensor, gamma: Tensor | None = None, start: Pull | None = None) -> Capped:
@@ -197,7 +197,7 @@ class Ball:
             return joined(parts, 1)
         if self.region.coupling is None:
             value, g, _ = self._tangents(A, a, b, gamma)
-            return value + PAD * (1 + value.abs()), g, None
+            return value + PAD * (1 + value.abs() + g * b.abs()[:, None]), g, None  # γb cancels against σ: what it is rounded to counts
         return self._coupled(A, a, b, start)
 
     def _tangents(self, A: Tensor, a: Tensor, b: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,8 +251,9 @@ class Ball:
         pull = Pull(pull.u.view(n, s, -1), pull.z.view(n, s, -1))
         u = self._feasible(pull.u[..., :-1].to(A.dtype))
         value, gamma, _ = self._tangents(A - link.back(u), a, b, None)
-        value = value + self.sigma(u)
-        return value + PAD * (1 + value.abs()), gamma, pull
+        cost = self.sigma(u)
+        value = value + cost
+        return value + PAD * (1 + value.abs() + cost.abs() + gamma * b.abs()[:, None]), gamma, pull
 
     def pull(self, B: Tensor, start: Pull | None = None, steps: int | None = None) -> Pull:
         """Good multipliers for max B·v over the region, B (n, s, d); any are valid."""

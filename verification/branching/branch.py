@@ -155,7 +155,7 @@ class _Search:
                     return self._result(BranchingStop.TIME if time.perf_counter() >= end else BranchingStop.NODES)
                 if closed and (self._settled() or self.lower <= before):
                     met = min(self.upper, INF if self.witness is None else self.witness.upper) - self.lower <= self.tolerance
-                    return self._result(BranchingStop.CLOSED if met and self._settled() else BranchingStop.UNRESOLVED)
+                    return self._result(BranchingStop.CLOSED if met else BranchingStop.UNRESOLVED)
                 if not closed:
                     radius = min(schedule.after_giving_up(self.lower, tree.radius), goal)
                 elif goal < INF:

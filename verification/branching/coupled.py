@@ -78,4 +78,4 @@ def climb(
     found = torch.cat([u, total / max(steps - half, 1), first], 1) * size
     found = torch.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
     found = torch.cat([block.feasible(found[..., where]) for where, block in link.blocks], -1)
-    return found, Pull(found[:, 0], torch.nan_to_num(z[:, 0]))
+    return found, Pull(found[:, 0], torch.nan_to_num(z[:, 0], 0.0, 0.0, 0.0))

@@ -83,6 +83,8 @@ def narrow(network: Network, ball: Ball, cells: Cells, most: int = MOST) -> Cell
             )
         if pull is not None:
             ball.memory.keep(("cap", l), 2 * W.shape[0], both[0], pull.at(0))
+        low = torch.where(torch.isfinite(low), low, -INF)  # what overflowed says nothing: NaN must not pass for a bound
+        found = found.nan_to_num(0.0, 0.0, 0.0)
         new_upper = torch.minimum(upper[l].gather(1, index), -low[:, count:])
         new_lower = torch.maximum(lower[l].gather(1, index), low[:, :count])
         upper[l] = upper[l].scatter(

@@ -285,7 +285,11 @@ class Tree:
             lower = self.radius
         elif lower == self.radius and leaf[2] is not None:
             lower = float(np.nextafter(lower, 0.0))  # a flip at this very distance is not excluded
-        lam, duals = (None, None) if leaf[3] is None else leaf[2:]
+        lam, duals = leaf[2:]
+        if lam is not None and duals is None:  # multipliers of the hull are none of C's: what stays true is the sum of the rows
+            weight = np.nan_to_num(lam / max(float(np.abs(lam).max(initial=0.0)), 1e-300), posinf=0.0, neginf=0.0).clip(min=0)
+            weight = weight if weight.any() else np.eye(len(b))[0]
+            leaf, lam = ((weight @ A)[None], np.array([weight @ b])), None
         self.books[k].leaves.append(Leaf(self.path(int(cell.node[0])), leaf[0], leaf[1], self.radius, lower, lam, duals))
         self.books[k].open -= 1
         if met:
