@@ -63,7 +63,7 @@ def assert_is_the_radius(seed: int) -> None:
         assert norm.value(found.delta) <= found.upper
 
 
-@pytest.mark.parametrize("seed", range(0, 18))
+@pytest.mark.parametrize("seed", [*range(18), 43])  # 43: rows so small that float32 overflowed
 def test_branching_finds_the_radius(seed):
     assert_is_the_radius(seed)
 
