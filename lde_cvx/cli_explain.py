@@ -132,10 +132,11 @@ def read_inputs(path: Path) -> tuple[Array, list[str] | None]:
         raise InputError(f"--input {path}: there is no such file.")
     if path.suffix == ".npy":
         try:
-            values = np.load(path, allow_pickle=False)
-            return np.asarray(values, dtype=float), None
-        except (ValueError, TypeError, EOFError, OSError) as e:
-            raise InputError(f"--input {path}: is not a .npy file of numbers ({str(e).splitlines()[0]}).") from None
+            values = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot ask for more memory than the file has bytes
+            return np.array(values, dtype=float), None
+        except Exception as e:  # numpy evaluates the header as Python text: SyntaxError, TokenError and others, without a common base
+            why = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+            raise InputError(f"--input {path}: is not a .npy file of numbers ({why}).") from None
     if path.suffix != ".csv":
         raise InputError(f"--input {path}: suffix {path.suffix!r} is not known; give .npy or .csv.")
     try:

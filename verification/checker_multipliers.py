@@ -121,7 +121,8 @@ def _project(block: Block, v: Rough, weights: Rough) -> Rough:
     right = block.right.astype(v.dtype) * weights
     if block.norm is None:
         return np.minimum(v, right) if block.kind == "rows" else np.broadcast_to(right, v.shape)
-    return _onto_ball(block.norm, v + right, block.rho, weights) - right  # type: ignore[no-any-return]
+    moved: Rough = _onto_ball(block.norm, v + right, block.rho, weights) - right
+    return moved
 
 
 def _onto_ball(norm: NormSpec, v: Rough, rho: float, weights: Rough) -> Rough:

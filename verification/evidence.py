@@ -42,8 +42,8 @@ class InnerSlopes:
 
 def inner_slopes(of: int, by: int, slopes: Array) -> InnerSlopes:
     """From (2, neurons, inputs), NaN where nothing is proposed."""
-    known = np.isfinite(slopes).all(0)
-    neurons, inputs = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))  # type: ignore[call-overload]
+    known: NDArray[np.bool_] = np.all(np.isfinite(slopes), axis=0)
+    neurons, inputs = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
     low, up = (np.nan_to_num(v[np.ix_(neurons, inputs)]) for v in slopes)
     return InnerSlopes(of, by, neurons, inputs, low, up)
 
@@ -115,7 +115,7 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
     w = _from_box(a, lam, parts, duals, norm) if cell.w is None else np.asarray(cell.w, dtype=float)
     stored = [None if u is None or p.piece.kind in ("box", "custom") else hexes(np.maximum(u, 0.0) if p.piece.kind == "rows" else u)
               for p, u in zip(parts, duals, strict=True)]  # fmt: skip
-    record = {
+    record: dict[str, Any] = {
         "path": [{"at": s.at, "index": s.index, "cut": float(s.cut).hex(), "side": s.side} for s in cell.path],
         "radius": float(cell.radius).hex(), "a": [hexes(row) for row in a], "b": hexes(b),
         "row_of": [-1] * len(b) if cell.row_of is None else [int(j) for j in cell.row_of],
@@ -124,13 +124,14 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
     if len(cell.slopes) and all(np.isfinite(v).all() for row in cell.slopes for v in row):
         inner = [{"of": w.of, "by": w.by, "neurons": w.neurons.tolist(), "inputs": w.inputs.tolist(),
                   "low": [hexes(v) for v in w.low], "up": [hexes(v) for v in w.up]} for w in cell.inner]  # fmt: skip
-        record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes], "inner": inner}  # type: ignore[assignment]
+        record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes], "inner": inner}
     return record
 
 
 def _from_box(a: Array, lam: Array, parts: Sequence[Part], duals: Sequence[Array | None], norm: Norm | float | str) -> Array | None:
     """w = −(c + μ_hi − μ_lo), which is stationarity; None (the checker's own choice) at p = 1, where clipping is exact, and without box multipliers."""
     from formulations.norms import GroupNorm, Norm
+    from formulations.pieces import BallPiece, RowsPiece
 
     n = Norm.of(norm)
     boxes = [u for p, u in zip(parts, duals, strict=True) if p.piece.kind == "box" and u is not None]
@@ -138,10 +139,10 @@ def _from_box(a: Array, lam: Array, parts: Sequence[Part], duals: Sequence[Array
         return None
     c = a.T @ lam
     for part, u in zip(parts, duals, strict=True):
-        if u is not None and part.piece.kind in ("rows", "equalities"):
-            c = c + part.piece.G.T @ (np.maximum(u, 0.0) if part.piece.kind == "rows" else u)  # type: ignore[union-attr]
-        elif u is not None and part.piece.kind == "ball":
-            c = c + part.piece.M.T @ u  # type: ignore[union-attr]
+        if u is not None and isinstance(part.piece, RowsPiece):
+            c = c + part.piece.G.T @ (u if part.piece.equality else np.maximum(u, 0.0))
+        elif u is not None and isinstance(part.piece, BallPiece):
+            c = c + part.piece.M.T @ u
     out: Array = sum((u[0] - u[1] for u in boxes), -c)
     return out
 
