@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,85 +25,11 @@ from formulations.leg.grid import Perturbation, SchemeName
 from formulations.leg.program import LegProgram, LegSolution, theorem_level
 from formulations.norms import Array
 from lde_cvx.inputs import read_batch
+from lde_cvx.leg_records import LegExplanation, LegTVExplanation, Moments, enlarge
 from verification.model import float64_copy
 
 Model = nn.Module | Callable[[Array], ArrayLike]
 _READINGS = ("probability", "raw")
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """ȳ (channels, pixels of the grid): means of (f(x0 + z) − f(x0)) z over the draws, and what is needed to interpret them. Holds no input and no model.
-
-    score is f(x0); shape is the input's; target and against name f = score of target − score of against (None: target alone).
-    """
-
-    vectors: Array
-    score: float
-    samples: int
-    shape: tuple[int, ...]
-    perturbation: Perturbation
-    target: int
-    against: int | None
-
-    def programs(self) -> tuple[LegProgram, ...]:
-        """The LEG-TV program of each channel."""
-        return tuple(LegProgram(self.perturbation, v) for v in self.vectors)
-
-    def enlarge(self, maps: Array) -> Array:
-        """(channels, h, w) on the grid → the input's shape: every pixel takes the value of the grid cell it lies in."""
-        return _enlarge(maps, self.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class LegExplanation:
-    """map: Σ⁻¹ȳ in the input's shape (signed); grid_map (channels, h, w) before it was enlarged; `moments` it came from."""
-
-    map: Array
-    grid_map: Array
-    moments: Moments
-    seconds: float
-
-    @property
-    def saliency(self) -> Array:
-        """Σ over channels of |map|: (h, w), or |map| where the input has no channels."""
-        return np.abs(self.map).sum(0) if self.map.ndim == 3 else np.abs(self.map)
-
-
-@dataclass(frozen=True, eq=False)
-class LegTVExplanation(LegExplanation):
-    """`map` is the LEG-TV map; one program per channel was solved: `solutions`, with multipliers, levels and both values of each."""
-
-    solutions: tuple[LegSolution, ...]
-
-    @property
-    def objective(self) -> float:
-        """Σ over channels of ‖D map‖₁ on the grid."""
-        return float(sum(s.objective for s in self.solutions))
-
-    @property
-    def lower(self) -> float:
-        """Σ of the dual values: a lower bound of the least objective."""
-        return float(sum(s.lower for s in self.solutions))
-
-    @property
-    def dual_gap(self) -> float:
-        """objective − lower ≥ 0."""
-        return float(sum(s.dual_gap for s in self.solutions))
-
-    @property
-    def relative_gap(self) -> float:
-        return self.dual_gap / self.objective if self.objective > 0 else 0.0
-
-    @property
-    def levels(self) -> Array:
-        """L of each channel."""
-        return np.array([s.level for s in self.solutions])
-
-    @property
-    def multipliers(self) -> Array:
-        """(channels, edges): how fast the objective falls as an edge's level L grows."""
-        return np.stack([s.multipliers for s in self.solutions])
 
 
 class LEG:
@@ -254,7 +179,7 @@ class LEG:
                 k = min(self.batch_size, self.samples - start)
                 z = perturbation.sample(k * len(group), rng).reshape(k, len(group), -1)
                 moved = np.repeat(image[None], k, 0)
-                moved[:, list(group)] += _enlarge(z.reshape(k * len(group), h, w), image.shape).reshape(k, len(group), *image.shape[1:])
+                moved[:, list(group)] += enlarge(z.reshape(k * len(group), h, w), image.shape).reshape(k, len(group), *image.shape[1:])
                 change = value(self._scores(self._stored(moved).reshape(k, *x.shape))) - f0
                 vectors[list(group)] += np.einsum("k,kcp->cp", change, z)
         return Moments(vectors / self.samples, f0, self.samples, x.shape, perturbation, chosen, rival)
@@ -331,14 +256,6 @@ def _as_image(x: Array) -> Array:
     if not 1 <= x.ndim <= 3:
         raise InputError(f"input: shape {x.shape} must be (d,), (h, w) or (channels, h, w).")
     return x.reshape((1,) * (3 - x.ndim) + x.shape)
-
-
-def _enlarge(maps: Array, shape: tuple[int, ...]) -> Array:
-    """(c, h, w) → (c, H, W) by nearest cells, then in the input's shape where c is its number of channels."""
-    H, W = (1, *shape)[-2:] if len(shape) > 1 else (1, shape[0])
-    rows, columns = np.arange(H) * maps.shape[1] // H, np.arange(W) * maps.shape[2] // W
-    large = maps[:, rows][:, :, columns]
-    return large.reshape(shape) if large.size == int(np.prod(shape)) else large
 
 
 def _index(name: str, value: Any, size: int) -> int:

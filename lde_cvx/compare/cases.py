@@ -34,7 +34,12 @@ def load_case(table: CaseTable) -> Case:
 
         found = mnist_cnn(table.count)
         return Case(
-            _standard(found.model), found.x, Box(0, 1), (0.0, 1.0), None, f"mnist_cnn.pth, {len(found.x)} correctly classified test images"
+            standard_layers(found.model),
+            found.x,
+            Box(0, 1),
+            (0.0, 1.0),
+            None,
+            f"mnist_cnn.pth, {len(found.x)} correctly classified test images",
         )
     if table.name == "digits":
         from lde_cvx.bench.networks import digits
@@ -46,7 +51,7 @@ def load_case(table: CaseTable) -> Case:
     return _own(table)
 
 
-def _standard(model: nn.Module) -> nn.Module:
+def standard_layers(model: nn.Module) -> nn.Module:
     """The same network with its input normalisation as a batch norm, a layer that every method has a rule for."""
     first, *rest = model.children()
     norm = nn.BatchNorm2d(1, eps=0.0, affine=False).double().eval()

@@ -155,6 +155,7 @@ def _metric(name: str, config: CompareConfig, case: Case, explainer: Explainer, 
         group = max(1, x[0].numel() // asked.steps)
         return float(measures.ordering_test(case.model, x, maps, group=group, samples=16, seed=seed).area[0])
     found = measures.stability_under_noise(
-        explainer, case.model, x, sigma=asked.noise, repeats=asked.repeats, box=case.box, maps=maps, seed=seed
+        explainer, case.model, x, sigma=asked.noise, repeats=asked.repeats, box=case.box,
+        allowed=None if case.box is not None else case.constraints, maps=maps, seed=seed,
     )  # fmt: skip
     return float(found.rank[0])

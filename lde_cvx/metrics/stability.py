@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.norms import Array
+from formulations.sets import ConvexSet
 from lde_cvx.attribution import Explainer, targets_of
 from verification.model import float64_copy, outputs
 
@@ -61,11 +62,11 @@ def compare_maps(a: Array, b: Array) -> tuple[float, float, float]:
 
 def stability_under_noise(
     explainer: Explainer, model: nn.Module, x: Tensor, *, sigma: float = 0.05, repeats: int = 5, target: object = None,
-    box: tuple[float, float] | None = None, maps: Tensor | None = None, seed: int = 0,
+    box: tuple[float, float] | None = None, allowed: ConvexSet | None = None, maps: Tensor | None = None, seed: int = 0,
 ) -> Stability:  # fmt: skip
-    """Means over `repeats` draws of x + N(0, σ²), clipped to `box`; the target stays that of x. maps: those of x, where they are known.
+    """Means over `repeats` draws of x + N(0, σ²), clipped to `box` and projected onto the set `allowed`; the target stays that of x.
 
-    A draw that changes the predicted class is halved until it does not.
+    maps: those of x, where they are known. A draw that changes the predicted class is halved until it does not.
     """
     if repeats < 1 or not sigma >= 0:
         raise InputError(f"repeats={repeats} must be at least 1 and sigma={sigma} at least 0.")
@@ -75,7 +76,8 @@ def stability_under_noise(
     here = (explainer.attribute(x, torch.tensor(targets)) if maps is None else maps).double().cpu().numpy()
     rows = []
     for _ in range(repeats):
-        moved = _kept(net, x, sigma * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device), y.argmax(1), box)
+        change = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) * sigma
+        moved = _kept(net, x, change if allowed is None else _within(allowed, x, change), y.argmax(1), box)
         there = explainer.attribute(moved.to(x.dtype), torch.tensor(targets)).double().cpu().numpy()
         rows.append([compare_maps(a, b) for a, b in zip(here, there, strict=True)])
     return Stability(*np.array(rows).mean(0).T)
@@ -108,6 +110,14 @@ def stability_under_attack(
                 worst[i] = found
                 best[i] = tried[i]
     return Stability(*worst.T)
+
+
+def _within(allowed: ConvexSet, x: Tensor, change: Tensor) -> Tensor:
+    """The nearest changes that keep x + change in the set; a part of such a change keeps it too, as x itself is in the convex set."""
+    near = [
+        allowed.relative_to(p).project(c) for p, c in zip(x.flatten(1).double().cpu().numpy(), change.flatten(1).cpu().numpy(), strict=True)
+    ]
+    return torch.as_tensor(np.stack(near)).reshape(x.shape).to(change)
 
 
 def _kept(net: nn.Module, x: Tensor, change: Tensor, classes: Tensor, box: tuple[float, float] | None) -> Tensor:
