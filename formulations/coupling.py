@@ -10,6 +10,7 @@ K acts on scaled changes Wδ; each row, or a ball as a whole, is brought to leng
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,9 +172,11 @@ def _matrix(K: Any, like: dict[str, Any]) -> Tensor:
     """Dense when small, else CSR."""
     if K.shape[0] * K.shape[1] <= 1 << 16 or K.nnz > 0.1 * K.shape[0] * K.shape[1]:
         return torch.as_tensor(K.toarray(), **like)
-    return torch.sparse_csr_tensor(
-        torch.as_tensor(K.indptr, dtype=torch.int64), torch.as_tensor(K.indices, dtype=torch.int64), K.data, K.shape, **like
-    )
+    with warnings.catch_warnings():  # torch calls the format "beta", once per process
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(
+            torch.as_tensor(K.indptr, dtype=torch.int64), torch.as_tensor(K.indices, dtype=torch.int64), K.data, K.shape, **like
+        )
 
 
 def _times(K: Tensor, x: Tensor) -> Tensor:

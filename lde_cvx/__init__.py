@@ -58,6 +58,7 @@ _HOME = {
     "min_norm": "formulations.programs",
     "Decision": "verification.decision",
     "certified_radius": "verification.radius",
+    "nested_radii": "verification.nested",
     "find_witness": "verification.attack",
     "find_counterfactuals": "verification.attack",
     "witness_multiplier": "verification.attack",
@@ -120,6 +121,7 @@ if TYPE_CHECKING:
     from verification.decision import Decision
     from verification.dual_network import DualNetwork, dual_radii
     from verification.exact import exact_radius
+    from verification.nested import nested_radii
     from verification.radius import certified_radius
     from verification.scales import multiscale
 

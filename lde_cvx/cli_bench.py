@@ -12,6 +12,7 @@ from formulations.errors import InputError
 from lde_cvx.cli_common import out
 
 BENCHES = {
+    "batch": "certified radii of 256 inputs in lockstep against a loop with auto_LiRPA used alone",
     "convex": "the min-norm program against CVXPY rebuilt, CVXPY reused and Clarabel's raw update",
     "tightness": "certified lower over witnessed upper bound, by method, against auto_LiRPA used alone",
     "witness": "the search for witnesses against foolbox's and torchattacks' attacks, each at its best settings",

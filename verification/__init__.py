@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from verification.decision import Decision
     from verification.dual_network import DualNetwork, dual_radii
     from verification.exact import exact_radius
+    from verification.nested import nested_radii
     from verification.radius import certified_radius
     from verification.scales import multiscale
 
@@ -23,7 +24,7 @@ _HOMES = {
     "Certificate": "certificate", "CheckReport": "checker", "CheckStatus": "checker", "Decision": "decision", "Verdict": "checker",
     "certified_radius": "radius", "check_file": "checker", "exact_radius": "exact",
     "find_witness": "attack", "find_counterfactuals": "attack", "witness_multiplier": "attack", "margin_curvature": "curvature", "quadratic_radii": "curvature",
-    "multiscale": "scales", "DualNetwork": "dual_network", "dual_radii": "dual_network",
+    "multiscale": "scales", "nested_radii": "nested", "DualNetwork": "dual_network", "dual_radii": "dual_network",
 }  # fmt: skip
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "find_witness",
     "margin_curvature",
     "multiscale",
+    "nested_radii",
     "quadratic_radii",
     "witness_multiplier",
 ]

@@ -40,7 +40,9 @@ class BoundMethod(Enum):
 
     IBP = "Intervals: fast, loose, and only a constant row."
     CROWN = "Linear relaxations with fixed slopes."
-    ALPHA_CROWN = "Linear relaxations whose slopes are raised for this region."
+    ALPHA_CROWN = (
+        "Linear relaxations whose slopes in the margin rows are raised for this region; the bounds under them keep CROWN's slopes."
+    )
 
     @staticmethod
     def of(name: BoundMethod | str) -> BoundMethod:

@@ -56,13 +56,15 @@ def certified_radius(
 
     model       a module (n, *shape) → (n, outputs), copied and run in float64; or a `BoundEngine`, to bound one network several times
     decisions   one for all or one per input; by default the predicted class stays ahead of every other class
-    method      "crown", "ibp" or "alpha-crown"
+    method      "crown", "ibp" or "alpha-crown" (gradient steps on the slopes of the margin rows, rectifiers and S-shaped activations; the bounds of
+                layers under them keep fixed slopes)
     upper       (n,) distances of known witnesses, only to start from
     per_rival   give every rival its own radius instead of the nearest one's (as many searches as there are margin rows)
     max_passes  bound passes over the batch; `tolerance` relative width at which a radius counts as found; `seconds` limits the search
     progress    called with (inputs done, inputs in all); an interrupt returns the best bounds so far, see `stop`
 
-    A larger set never has a larger v*, but fixed slopes (crown) do not promise that of `lower`: compare sets by the same rows.
+    A larger set never has a larger v*. No method promises that of `lower` by itself: slopes are chosen anew for every set (crown, alpha-crown), and each search
+    ends within its own tolerance (ibp too). `nested_radii` carries the rows from set to set and has the law, with every method.
     Raises InputError on shapes that do not fit, NaN, an input outside C (which constraint, by how much), an empty set, one output without a decision,
     a decision that does not stand at x0, an unknown method, and a layer that cannot be bounded (by name).
     """
