@@ -109,7 +109,7 @@ def load_config(source: str | Path) -> tuple[AuditConfig, str]:
             raise InputError(f"{name}: is not UTF-8 text (byte {e.start}); save it as UTF-8.") from None
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, RecursionError) as e:  # the latter: arrays in arrays, thousands deep
         raise InputError(f"{name}: is not TOML: {e}.") from None
     try:
         return AuditConfig.model_validate(raw), text

@@ -74,7 +74,12 @@ def load_onnx(path: str | Path, *, logits: bool = False) -> nn.Module:
         raise InputError(
             f"{file}: is no valid ONNX file ({(str(error).strip().splitlines() or [type(error).__name__])[0][:120]})."
         ) from None
-    reading = _Reading(file, stored)
+    try:
+        reading = _Reading(file, stored)
+    except InputError:
+        raise
+    except ValueError as error:  # a tensor whose bytes do not fit its shape
+        raise InputError(f"{file}: is no valid ONNX file ({str(error).splitlines()[0][:120]}).") from None
     steps = _join_biases(reading.steps, reading.answer)
     answer = reading.answer
     if logits and steps and isinstance(steps[-1].layer, nn.Softmax) and steps[-1].output == answer:

@@ -81,7 +81,7 @@ def schema_from_toml(path: Path, df: pd.DataFrame | None) -> Schema:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:  # arrays in arrays, thousands deep
         raise InputError(f"{path}: is not TOML: {error}.") from None
     if df is None:
         if "columns" not in record:
