@@ -20,7 +20,7 @@ def command(
     inputs: Annotated[int | None, typer.Option("--inputs", metavar="N", min=1, help="That many inputs instead of the grid's.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table; only where the files are.")] = False,
 ) -> None:
-    """Norm × constraint set × order × method over a data set: a tidy CSV, the rates at which local radii are true, a plot."""
+    """Vary norm, constraint set, order and method over a data set: a tidy CSV, the rates at which local radii are true, a plot."""
     from lde_cvx.ablate.grid import load_grid
     from lde_cvx.ablate.run import TABLE, run_grid
     from lde_cvx.ablate.validity import validity_plot, validity_rates

@@ -22,7 +22,7 @@ def command(
     table_only: Annotated[bool, typer.Option("--table", help="Compute nothing: the table of the cells that are there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
 ) -> None:
-    """Methods × metrics × inputs: a table with bootstrap intervals, its best groups by paired tests, and a gallery."""
+    """Compare methods by metrics on inputs: a table with bootstrap intervals, its best groups by paired tests, and a gallery."""
     from formulations.errors import InputError
     from lde_cvx.compare.cells import CellStore, run, write_atomically
     from lde_cvx.compare.config import load_config

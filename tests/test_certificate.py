@@ -263,7 +263,8 @@ def test_a_changed_digit_loads_and_fails_its_check(linear, tmp_path) -> None:
     digit = cert.record["lower"][8]
     forged = {**cert.record, "lower": cert.record["lower"][:8] + ("1" if digit != "1" else "2") + cert.record["lower"][9:]}
     path.write_bytes(canonical(forged))
-    assert Certificate.load(path).check().reasons == ("sha256: the file's own hash does not match its content",)
+    (reason,) = Certificate.load(path).check().reasons
+    assert reason.startswith("sha256: the file's own hash does not match its content")
 
 
 # ----------------------------------------------------------------------------------------------------------------------- models

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, inputs, and a certificate."""
     path = tmp_path_factory.mktemp("cli")
     save_model(narrow(), path / "model.safetensors")
-    save_model(nn.Sequential(nn.Linear(DIM, 4), nn.ELU(), nn.Linear(4, 2)), path / "elu.safetensors")
+    save_model(nn.Sequential(nn.Linear(DIM, 4), nn.Softmax(0), nn.Linear(4, 2)), path / "mixing.safetensors")
     save_model(nn.Sequential(nn.Linear(DIM, 1)), path / "one.safetensors")
     (path / "x.csv").write_text(GOOD)
     np.save(path / "x.npy", np.full((2, DIM), 0.5))
@@ -174,7 +174,7 @@ WRONG = {
     "infeasible set": ((*EXPLAIN, "--box", "1", "0"), GOOD, r"lower\[0\]=1\.0 exceeds upper\[0\]=0\.0"),
     "x0 outside the set": ((*EXPLAIN, "--box", "0", "0.25"), GOOD, r"'box' is violated by 0\.25"),
     "flipped already": ((*EXPLAIN, "--target", "0"), GOOD, "already answers class 0"),
-    "unsupported layer": (("explain", "{elu}", "--input", "{csv}", "--out", "{out}"), GOOD, "ELU"),
+    "unsupported layer": (("explain", "{mixing}", "--input", "{csv}", "--out", "{out}"), GOOD, r"Softmax\(dim=0\)"),
     "no such row": ((*EXPLAIN, "--row", "7"), GOOD, "holds 2 inputs"),
     "no such method": ((*EXPLAIN, "--method", "magic"), GOOD, "'magic' is not known"),
     "no such norm": ((*EXPLAIN, "--norm", "3"), GOOD, "p='3'"),
@@ -221,7 +221,7 @@ def test_wrong_use_costs_one_line_and_writes_nothing(folder: Path, tmp_path: Pat
     (tmp_path / "audit.toml").write_text(TOML.format(csv=tmp_path / "in.csv", more=""))
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     places = {
-        "model": folder / "model.safetensors", "elu": folder / "elu.safetensors", "one": folder / "one.safetensors", "csv": tmp_path / "in.csv",
+        "model": folder / "model.safetensors", "mixing": folder / "mixing.safetensors", "one": folder / "one.safetensors", "csv": tmp_path / "in.csv",
         "config": tmp_path / "audit.toml", "out": tmp_path / "out",
     }  # fmt: skip
     refused(lde(*(a.format(**places) for a in arguments)), words)

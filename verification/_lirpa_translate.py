@@ -92,7 +92,13 @@ def _bounded_module() -> Any:
             if getattr(node, "lower", None) is not None:
                 return
             super().compute_intermediate_bounds(node, prior_checked)
-            if node.perturbed and type(node).__name__ in OWN and all(getattr(v, "lower", None) is not None for v in node.inputs):
+            linear = len(node.inputs) > 1 and not all(v.perturbed for v in node.inputs)  # linear bounds alone, as everywhere
+            if (
+                node.perturbed
+                and type(node).__name__ in OWN
+                and not linear
+                and all(getattr(v, "lower", None) is not None for v in node.inputs)
+            ):
                 low, high = node.interval_propagate(*((v.lower, v.upper) for v in node.inputs))
                 node.lower, node.upper = torch.maximum(node.lower, low), torch.minimum(node.upper, high)
                 node.interval = node.lower, node.upper
