@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from formulations.errors import InputError
+from lde_cvx import toml_files
+from lde_cvx.toml_files import parsed, text_of
 
 
 class _Table(BaseModel):
@@ -92,25 +92,13 @@ class AuditConfig(_Table):
 
 def embedded() -> list[str]:
     """Names of the configurations that ship with the package."""
-    return sorted(f.name.removesuffix(".toml") for f in files("lde_cvx.configs").iterdir() if f.name.endswith(".toml"))
+    return toml_files.embedded("lde_cvx.configs")
 
 
 def load_config(source: str | Path) -> tuple[AuditConfig, str]:
     """(configuration, its text) from a TOML file or an embedded name. Raises InputError, one line, naming the key and its value."""
-    name = str(source)
-    if name in embedded():
-        text = (files("lde_cvx.configs") / f"{name}.toml").read_text(encoding="utf-8")
-    elif not Path(name).is_file():
-        raise InputError(f"{name}: is neither a file nor an embedded configuration; embedded are {', '.join(embedded())}.")
-    else:
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except UnicodeDecodeError as e:
-            raise InputError(f"{name}: is not UTF-8 text (byte {e.start}); save it as UTF-8.") from None
-    try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as e:  # the latter: arrays in arrays, thousands deep
-        raise InputError(f"{name}: is not TOML: {e}.") from None
+    name, text = str(source), text_of(source, "lde_cvx.configs", "configuration")
+    raw = parsed(text, name)
     try:
         return AuditConfig.model_validate(raw), text
     except ValidationError as e:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from formulations.errors import InputError
 from formulations.sets import Box, ConvexSet, LpBall, TotalVariation
+from lde_cvx.toml_files import file_text, parsed
 
 
 class _Table(BaseModel):
@@ -113,14 +113,9 @@ class Grid(_Table):
 def load_grid(path: str | Path) -> Grid:
     """The grid of a TOML file. Raises InputError, one line, naming the key and its value."""
     file = Path(path)
-    try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: is no file; give the path of a grid.") from None
-    except UnicodeDecodeError as e:
-        raise InputError(f"{file}: is not UTF-8 text (byte {e.start}); save it as UTF-8.") from None
-    except tomllib.TOMLDecodeError as e:
-        raise InputError(f"{file}: is not TOML: {e}.") from None
+    if not file.is_file():
+        raise InputError(f"{file}: is no file; give the path of a grid.")
+    raw = parsed(file_text(file), file)
     try:
         return Grid.model_validate(raw)
     except ValidationError as e:

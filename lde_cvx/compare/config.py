@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from formulations.errors import InputError
+from lde_cvx import toml_files
+from lde_cvx.toml_files import parsed, text_of
 
 METRICS = ("deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory")
 KINDS = ("lde", "leg", "leg-tv", "rate-distortion", "baseline")
@@ -105,25 +105,14 @@ def method_hash(method: MethodTable) -> str:
 
 def embedded() -> list[str]:
     """Names of the comparisons that ship with the package."""
-    return sorted(f.name.removesuffix(".toml") for f in files("lde_cvx.compare").iterdir() if f.name.endswith(".toml"))
+    return toml_files.embedded("lde_cvx.compare")
 
 
 def load_config(source: str | Path) -> CompareConfig:
     """The configuration of a TOML file or an embedded name. Raises InputError, one line, naming the key and its value."""
-    name = str(source)
-    if name in embedded():
-        text = (files("lde_cvx.compare") / f"{name}.toml").read_text(encoding="utf-8")
-    elif not Path(name).is_file():
-        raise InputError(f"{name}: is neither a file nor an embedded comparison; embedded are {', '.join(embedded())}.")
-    else:
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except UnicodeDecodeError as e:
-            raise InputError(f"{name}: is not UTF-8 text (byte {e.start}); save it as UTF-8.") from None
+    name, raw = str(source), parsed(text_of(source, "lde_cvx.compare", "comparison"), source)
     try:
-        return CompareConfig.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as e:
-        raise InputError(f"{name}: is not TOML: {e}.") from None
+        return CompareConfig.model_validate(raw)
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
