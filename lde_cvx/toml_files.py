@@ -9,6 +9,9 @@ from typing import Any
 
 from formulations.errors import InputError
 
+DEEPEST = 64
+"""Tables and arrays inside one another that a configuration may have."""
+
 
 def embedded(package: str) -> list[str]:
     """Names of the configurations that ship in a package."""
@@ -34,8 +37,20 @@ def file_text(path: Path) -> str:
 
 
 def parsed(text: str, name: str | Path) -> dict[str, Any]:
-    """The tables of a TOML text. Raises InputError on what is not TOML."""
+    """The tables of a TOML text. Raises InputError on what is not TOML, or nests deeper than any configuration."""
     try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as e:  # the latter: arrays in arrays, thousands deep
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
         raise InputError(f"{name}: is not TOML: {e}.") from None
+    except RecursionError:
+        tables = None
+    if tables is None or _nests_deeper(tables, DEEPEST):  # whether the parser itself gives up depends on the process's recursion limit
+        raise InputError(f"{name}: nests its values more than {DEEPEST} deep; a configuration needs three or four.")
+    return tables
+
+
+def _nests_deeper(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [v for held in level for v in (held.values() if isinstance(held, dict) else held if isinstance(held, list) else ())]
+    return bool(level)
