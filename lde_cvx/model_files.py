@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
+from verification.certificate_format import FormatError, decode
 
 FORMAT = "lde-layers-1"
+MAX_SPEC_DEPTH = 256  # lists and objects in one another: a hundred nested containers
 MAX_SPEC = 1_000_000  # characters of the JSON description: thousands of layers
 MAX_DEPTH = 20  # Sequential inside Sequential
 
@@ -118,10 +120,10 @@ def _load_safetensors(file: Path) -> nn.Module:
     if spec is None:
         raise InputError(f"{file}: has no architecture in its metadata; write it with lde_cvx.models.save_model.")
     try:
-        record = json.loads(spec) if len(spec) <= MAX_SPEC else None
-    except (json.JSONDecodeError, RecursionError):
-        record = None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        record = decode(spec.encode(), MAX_SPEC_DEPTH) if len(spec) <= MAX_SPEC else {}
+    except FormatError:
+        record = {}
+    if record.get("format") != FORMAT:
         raise InputError(f"{file}: its architecture is not in the format {FORMAT!r}; write it again with this version.")
     try:
         with torch.device("meta"):

@@ -206,13 +206,13 @@ def read(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     return decode(data)
 
 
-def decode(data: bytes) -> dict[str, Any]:
+def decode(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """Bytes to a JSON object, refusing duplicates, NaN, deep nesting and anything that is not JSON. Raises FormatError."""
     raw = np.frombuffer(data.replace(b"\\\\", b"").replace(b'\\"', b""), dtype=np.uint8)
     outside = np.bitwise_xor.accumulate((raw == ord('"')).astype(np.uint8)) == 0
     steps = (np.isin(raw, (ord("["), ord("{"))).astype(np.int8) - np.isin(raw, (ord("]"), ord("}"))))[outside]
-    if len(steps) and int(np.cumsum(steps, dtype=np.int32).max()) > MAX_DEPTH:
-        raise FormatError(f"nested deeper than {MAX_DEPTH} levels")
+    if len(steps) and int(np.cumsum(steps, dtype=np.int32).max()) > max_depth:
+        raise FormatError(f"nested deeper than {max_depth} levels")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
