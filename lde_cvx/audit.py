@@ -18,10 +18,10 @@ from typing import Any
 from formulations.errors import InputError
 from formulations.norms import Norm
 from lde_cvx import report
-from lde_cvx.audit_case import Case, applicant_id, norm_name, prepare
-from lde_cvx.audit_record import AuditRow, from_json, to_json
-from lde_cvx.audit_rows import audit_row
-from lde_cvx.audit_summary import results_csv, summarise
+from lde_cvx.auditing.case import Case, applicant_id, norm_name, prepare
+from lde_cvx.auditing.record import AuditRow, from_json, to_json
+from lde_cvx.auditing.rows import audit_row
+from lde_cvx.auditing.summary import results_csv, summarise
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.manifest import NAME as MANIFEST
 from lde_cvx.manifest import write_manifest

@@ -1,6 +1,6 @@
 """Figures of audits and explanations: each function takes plain records and returns a matplotlib `Figure`; nothing is shown or written here.
 
-A row of an audit is a mapping with the keys of `lde_cvx.audit_record.AuditRow`.
+A row of an audit is a mapping with the keys of `lde_cvx.auditing.record.AuditRow`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lde_cvx.audit_record import AuditRow, Move, Price
+from lde_cvx.auditing.record import AuditRow, Move, Price
 
 FEATURES = (
     "duration",

@@ -17,9 +17,9 @@ from formulations.errors import InputError
 from formulations.sets.base import FEASIBILITY
 from lde_cvx import audit
 from lde_cvx.audit import AuditResult, Case, prepare, run_audit
-from lde_cvx.audit_config import AuditConfig, embedded, load_config
-from lde_cvx.audit_record import AuditRow, Move, Price, from_json, to_json
-from lde_cvx.audit_summary import results_csv
+from lde_cvx.auditing.config import AuditConfig, embedded, load_config
+from lde_cvx.auditing.record import AuditRow, Move, Price, from_json, to_json
+from lde_cvx.auditing.summary import results_csv
 from verification.certificate import Certificate
 from verification.checker import check_file
 

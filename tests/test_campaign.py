@@ -24,9 +24,9 @@ from lde_cvx.cli import app
 from lde_cvx.explainer import LagrangeDualExplainer
 from verification.certificate import Certificate
 from verification.certificate_format import parse
-from verification.checker_bounds import enclose
-from verification.checker_network import read_model
 from verification.decision import Decision
+from verification.rechecking.bounds import enclose
+from verification.rechecking.network import read_model
 
 DIM = 6
 

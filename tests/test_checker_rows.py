@@ -30,14 +30,14 @@ from tests.digits_net import correct_digits
 from verification.certificate import CellEvidence, Certificate, ModelRecord, RivalEvidence, WitnessEvidence, evaluate
 from verification.certificate_format import Cell, parse, self_hash
 from verification.checker import CheckReport, CheckStatus, check_file
-from verification.checker_bounds import Bounds, enclose
-from verification.checker_layers import Affine, Dense, Rectifier, Sigmoid, Tanh, tanh_bounds
-from verification.checker_network import Network, Node, read_model, same_words, to_json
-from verification.checker_region import Region
 from verification.decision import Decision
 from verification.evidence import inner_slopes
 from verification.lirpa import BoundEngine
 from verification.radius import certified_radius
+from verification.rechecking.bounds import Bounds, enclose
+from verification.rechecking.layers import Affine, Dense, Rectifier, Sigmoid, Tanh, tanh_bounds
+from verification.rechecking.network import Network, Node, read_model, same_words, to_json
+from verification.rechecking.region import Region
 
 VALID, INVALID, CANNOT_DECIDE = CheckStatus.VALID, CheckStatus.INVALID, CheckStatus.CANNOT_DECIDE
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,10 +24,10 @@ from torch import nn
 from formulations.errors import InputError
 from formulations.semantic import Schema
 from lde_cvx.audit import open_folder
-from lde_cvx.audit_config import embedded, load_config
+from lde_cvx.auditing.config import embedded, load_config
 from lde_cvx.campaign.run import resumed
 from lde_cvx.checking import check_files
-from lde_cvx.cli_explain import read_inputs
+from lde_cvx.cli.explain import read_inputs
 from lde_cvx.data import read_idx
 from lde_cvx.manifest import NAME, compare, read_manifest, write_manifest
 from lde_cvx.models import load_model, load_torch_state, save_model
@@ -36,7 +36,7 @@ from tests.test_checker import claim_holds
 from verification.certificate import Certificate
 from verification.certificate_format import FormatError, canonical, decode, parse
 from verification.checker import CheckStatus, check_file, check_record
-from verification.checker_network import read_model
+from verification.rechecking.network import read_model
 
 LIMIT = 5  # seconds
 SCHEMA = """

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from formulations.errors import InputError
-from lde_cvx import audit_config
 from lde_cvx.ablate.grid import load_grid
+from lde_cvx.auditing import config as audit_config
 from lde_cvx.compare import config as compare_config
 from lde_cvx.toml_files import DEEPEST, parsed
 

@@ -507,7 +507,7 @@ def check_record(
     if level not in ("A", "B", "C") or (level != "A" and model is None):
         undecided.append(f"level {level}: {'give the model file' if level in ('B', 'C') else 'no such level, use A, B or C'}")
     elif model is not None and not wrong:
-        from verification.checker_rows import check_model  # levels B and C build on this file
+        from verification.rechecking.rows import check_model  # levels B and C build on this file
 
         found = check_model(doc, record["model"], model, level)
         wrong, undecided, premises = (

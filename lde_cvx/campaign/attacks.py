@@ -24,9 +24,9 @@ from lde_cvx.campaign.networks import Random
 from verification.attack import Budget, find_witness
 from verification.certificate_format import Document
 from verification.checker import distance, exact, excess
-from verification.checker_network import Network
-from verification.checker_outputs import narrowed, points
 from verification.decision import Decision
+from verification.rechecking.network import Network
+from verification.rechecking.outputs import narrowed, points
 
 NEARLY = 1 - 1e-9  # of `lower`: how long an attacked change may be
 WIDE = 3.0  # an unreachable decision without a bounded set is attacked within this many units

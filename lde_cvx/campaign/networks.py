@@ -115,7 +115,7 @@ KINDS: dict[str, Callable[[Random], tuple[nn.Sequential, Shape]]] = {
 
 
 def save(net: nn.Sequential, path: Path) -> Path:
-    """The model file, residual connections included (verification/checker_network.py tells the format)."""
+    """The model file, residual connections included (verification/rechecking/network.py tells the format)."""
     import json
 
     from safetensors.torch import save as encode

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from formulations.norms import Array
-from verification.checker_layers import Add, Affine, MaxPool, Rectifier, U
-from verification.checker_network import Network
+from verification.rechecking.layers import Add, Affine, MaxPool, Rectifier, U
+from verification.rechecking.network import Network
 
 U32 = 2.0**-24
 ROOM = 1.01  # float64 rounding of the bound itself, and the second order of γ

@@ -27,9 +27,9 @@ from lde_cvx.models import one_thread
 from verification.certificate import Certificate, ContradictionError
 from verification.certificate_format import parse
 from verification.checker import check_file
-from verification.checker_network import read_model
 from verification.decision import Decision
 from verification.radius import certified_radius
+from verification.rechecking.network import read_model
 
 RESULTS = "campaign.jsonl"
 FORMAT = "lde-campaign/1"

@@ -8,7 +8,7 @@ For the boxes lo ≤ δ ≤ hi (the ball's own box included), the ball ‖Wδ‖
     ball ‖K δ + e‖ ≤ ρ       σ = ρ‖u‖_* − u·e
 
 which is the theorem of verification/checker.py once more. So nothing has to be believed about w and u: u comes from a heuristic in float32
-(checker_multipliers.py), w from closed forms, and what is returned is this sum, evaluated with all rounding errors on the upper side. What the
+(multipliers.py), w from closed forms, and what is returned is this sum, evaluated with all rounding errors on the upper side. What the
 floats miss of q meets |δ_i| ≤ max(|lo_i|, |hi_i|). A group norm's ball is one of the parts; custom sets are left out (a larger region).
 """
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from verification.certificate_format import Cell, Document, NormSpec
 from verification.checker import Hull, exact, float_down, float_up
-from verification.checker_layers import INFLATE, TINY, Array, U, gamma
-from verification.checker_multipliers import Search
+from verification.rechecking.layers import INFLATE, TINY, Array, U, gamma
+from verification.rechecking.multipliers import Search
 
 CHUNK = 1 << 22  # numbers in one temporary of the search for multipliers
 DENSE = 1 << 16

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lde_cvx.cli_common import FAILED, err, fail, out
+from lde_cvx.cli.common import FAILED, err, fail, out
 
 if TYPE_CHECKING:
     from lde_cvx.audit import AuditResult

@@ -1,4 +1,4 @@
-"""The `lde` command. A sub-command is one file `cli_<name>.py` and one line in the table below; heavy imports happen inside it."""
+"""The `lde` command. A sub-command is one file `cli/<name>.py` and one line in the table below; heavy imports happen inside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import lde_cvx
-from lde_cvx.cli_common import friendly, out
+from lde_cvx.cli.common import friendly, out
 
 COMMANDS = ("audit", "explain", "check", "sign", "campaign", "compare", "ablate", "data", "bench")
 
@@ -36,7 +36,7 @@ def root(
 
 
 for name in COMMANDS:
-    app.command(name)(friendly(importlib.import_module(f"lde_cvx.cli_{name}").command))
+    app.command(name)(friendly(importlib.import_module(f"lde_cvx.cli.{name}").command))
 
 
 def main() -> None:

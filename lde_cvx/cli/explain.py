@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from formulations.errors import InputError
-from lde_cvx.cli_common import err, out
+from lde_cvx.cli.common import err, out
 
 if TYPE_CHECKING:
     from formulations.norms import Array
@@ -72,7 +72,7 @@ def command(
     if explanation.certificate is not None:
         explanation.certificate.save(to)
     if as_json:
-        from lde_cvx.audit_record import to_json
+        from lde_cvx.auditing.record import to_json
 
         out.print_json(json.dumps(to_json({**explanation.to_dict(), "certificate": str(to)}), allow_nan=False))
     else:

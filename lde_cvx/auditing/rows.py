@@ -9,7 +9,7 @@ import numpy as np
 
 from formulations.norms import Array
 from formulations.semantic import Schema
-from lde_cvx.audit_record import AuditRow, Move, Price
+from lde_cvx.auditing.record import AuditRow, Move, Price
 from lde_cvx.explanation import Explanation
 from verification.checker import Verdict
 

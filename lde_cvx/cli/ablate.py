@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lde_cvx.cli_common import err, out
+from lde_cvx.cli.common import err, out
 
 
 def command(

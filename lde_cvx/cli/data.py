@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from formulations.errors import InputError
-from lde_cvx.cli_common import out
+from lde_cvx.cli.common import out
 
 if TYPE_CHECKING:
     from lde_cvx.data import Dataset

@@ -3,8 +3,8 @@ r"""Proved bounds of a network's values over one cell, and affine minorants on t
 A backward bound pass of its own (Zhang et al. 2018, CROWN), with every rounding error on the safe side:
 
 1. Bounds of all values: the input's from the cell's hull, the others' from their sources (intervals); what enters an activation or a max pooling is bounded
-   again by rows of its own, 2 and 3 below, over the region itself (checker_region.py). A neuron split cuts its value's bounds, as the cell demands.
-2. A row A·v over a value v goes back layer by layer (checker_layers.py): affine layers give A W and A t; an activation gives the line below it where A ≥ 0
+   again by rows of its own, 2 and 3 below, over the region itself (region.py). A neuron split cuts its value's bounds, as the cell demands.
+2. A row A·v over a value v goes back layer by layer (layers.py): affine layers give A W and A t; an activation gives the line below it where A ≥ 0
    and the line above it where A < 0; max pooling the input with the largest lower bound. What floats miss goes into the constant's error.
 3. At the input: a·x + c − error ≤ A·v on the cell, x = x0 + δ.
 4. A stored row a'·δ + b lies below that when max over the region of (a' − a)·δ, plus b − c − a·x0 + error, all rounded up, is at most 0.
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verification.certificate_format import Document, Inner, Split
-from verification.checker_layers import (
+from verification.rechecking.layers import (
     INFLATE,
     TINY,
     Activation,
@@ -36,8 +36,8 @@ from verification.checker_layers import (
     lines,
     widen,
 )  # fmt: skip
-from verification.checker_network import Network, Node
-from verification.checker_region import Region
+from verification.rechecking.network import Network, Node
+from verification.rechecking.region import Region
 
 __all__ = ["Bounds", "enclose"]
 

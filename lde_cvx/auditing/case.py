@@ -13,8 +13,8 @@ import lde_cvx
 from formulations.errors import InputError
 from formulations.norms import Array, Norm
 from formulations.semantic import Schema
-from lde_cvx.audit_config import AuditConfig, load_config
-from lde_cvx.audit_data import read_data
+from lde_cvx.auditing.config import AuditConfig, load_config
+from lde_cvx.auditing.data import read_data
 from lde_cvx.data import Dataset
 from lde_cvx.models import TrainedModel, train_mlp
 from verification.certificate import ModelRecord

@@ -1,4 +1,4 @@
-r"""Good multipliers for checker_region.py: heuristics, in float32, of which nothing is believed. It needs numpy only.
+r"""Good multipliers for region.py: heuristics, in float32, of which nothing is believed. It needs numpy only.
 
 The primal-dual hybrid gradient method (Chambolle & Pock 2011) for max A·δ over ball ∩ box ∩ {K δ ∈ S}, on v = Wδ with K's rows of length one:
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from verification.certificate_format import NormSpec
-    from verification.checker_region import Block, Region
+    from verification.rechecking.region import Block, Region
 
 STEPS, AGAIN = 150, 50  # from nothing, and from multipliers of a similar region; at effort 1, 2, …
 LONG = 150  # times 4^effort, in float64

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from formulations.errors import InputError
-from lde_cvx.cli_common import out
+from lde_cvx.cli.common import out
 
 
 def command(

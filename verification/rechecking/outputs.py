@@ -18,9 +18,9 @@ from flint import arb, ctx, fmpq
 
 from verification.certificate_format import Document
 from verification.checker import Rational, distance, exact, excess, float_up
-from verification.checker_bounds import enclose
-from verification.checker_layers import Add, Affine, Array, MaxPool, Rectifier, Tanh
-from verification.checker_network import Network, Node
+from verification.rechecking.bounds import enclose
+from verification.rechecking.layers import Add, Affine, Array, MaxPool, Rectifier, Tanh
+from verification.rechecking.network import Network, Node
 
 __all__ = ["Findings", "Point", "check_outputs", "narrowed", "points"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from formulations.errors import InputError
 from formulations.semantic.relations import closest
-from lde_cvx.audit_config import AuditConfig
+from lde_cvx.auditing.config import AuditConfig
 from lde_cvx.data import Dataset, load_dataset
 
 

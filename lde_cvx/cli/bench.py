@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from formulations.errors import InputError
-from lde_cvx.cli_common import out
+from lde_cvx.cli.common import out
 
 BENCHES = {
     "batch": "certified radii of 256 inputs in lockstep against a loop with auto_LiRPA used alone",

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from formulations.errors import InputError
-from lde_cvx.cli_common import FAILED, err, out
+from lde_cvx.cli.common import FAILED, err, out
 
 if TYPE_CHECKING:
     from lde_cvx.checking import Checked

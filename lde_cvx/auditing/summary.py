@@ -17,8 +17,8 @@ import torch
 
 import lde_cvx
 from formulations.semantic import Categorical, Numeric, Schema
-from lde_cvx.audit_case import SCHEMA, Case, norm_name, source_sha256
-from lde_cvx.audit_record import AuditRow
+from lde_cvx.auditing.case import SCHEMA, Case, norm_name, source_sha256
+from lde_cvx.auditing.record import AuditRow
 from verification.certificate import Certificate, ModelRecord
 
 METHOD_WORDS = {"branching": "branch and bound, after a crown pass", "exact": "branch and bound to the end, after a crown pass"}

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from verification.certificate_format import FormatError, decode, weights_hash
-from verification.checker_layers import (
+from verification.rechecking.layers import (
     Activation,
     Add,
     Affine,

@@ -6,11 +6,11 @@ Level B proves, for every cell of a certificate, what level A takes as its premi
 
 The last follows where a·δ + b ≤ m(δ) does, and is "cannot decide" where not: what branching learns of flips alone is not derived here.
 
-It derives rows of its own (checker_bounds.py) and compares. The slopes of their lines come from the certificate ("relaxation") or are chosen here; bounds,
+It derives rows of its own (bounds.py) and compares. The slopes of their lines come from the certificate ("relaxation") or are chosen here; bounds,
 intercepts and all rounding are proved here. A row that is not reached is "cannot decide", never "invalid": a better relaxation may prove it. A row that the
 network contradicts at x0 or at the witness is "invalid".
 
-Level C encloses the outputs (checker_outputs.py). Both need the network (checker_network.py), in a file that the reader trusts to be the model; its
+Level C encloses the outputs (outputs.py). Both need the network (network.py), in a file that the reader trusts to be the model; its
 weights' hash and its layers in words must be the certificate's. A layer that is not covered is "cannot decide", by name.
 """
 
@@ -24,11 +24,11 @@ import numpy as np
 
 from verification.certificate_format import FLIP_ROW, MARGIN_ROW, Cell, Document, FormatError, Inner, Split
 from verification.checker import exact, float_up
-from verification.checker_bounds import Bounds
-from verification.checker_layers import Add, Affine, Array
-from verification.checker_network import LayerError, Network, read_model, same_words
-from verification.checker_outputs import Findings, Point, check_outputs, points
-from verification.checker_region import Region
+from verification.rechecking.bounds import Bounds
+from verification.rechecking.layers import Add, Affine, Array
+from verification.rechecking.network import LayerError, Network, read_model, same_words
+from verification.rechecking.outputs import Findings, Point, check_outputs, points
+from verification.rechecking.region import Region
 
 __all__ = ["Findings", "check_model", "check_outputs", "check_rows"]
 

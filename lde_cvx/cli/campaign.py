@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lde_cvx.cli_common import FAILED, err, fail, out
+from lde_cvx.cli.common import FAILED, err, fail, out
 
 if TYPE_CHECKING:
     from lde_cvx.campaign.run import Summary
