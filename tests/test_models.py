@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,15 @@ def test_damaged_and_foreign_model_files(tmp_path):
     save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(InputError, match="has no architecture"):
         load_model(path)
+    deep = "[" * 490_000 + "]" * 490_000  # a recursive parser under a raised recursion limit would end the process here
+    save_file({"a": torch.zeros(2)}, path, metadata={"architecture": '{"format":' + deep + "}"})
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(1_000_000)  # as importing auto_LiRPA does
+        with pytest.raises(InputError, match="not in the format"):
+            load_model(path)
+    finally:
+        sys.setrecursionlimit(limit)
     (tmp_path / "m.pth").write_bytes(b"")
     (tmp_path / "m.bin").write_bytes(b"")
     for name, message in (
