@@ -43,7 +43,7 @@ from verification.radii import CertifiedRadius
 from verification.radius import certified_radius
 from verification.validity import linear_validity
 
-METHODS = ("linear", "ibp", "crown", "alpha-crown", *SEARCHES)
+METHODS = ("linear", "ibp", "crown-ibp", "crown", "alpha-crown", *SEARCHES)
 SOLVER = 1e-6  # relative accuracy of the linearised program's value: its validity is asked of the value less this much
 
 Constraints = ConvexSet | Callable[[Array], ConvexSet] | None
@@ -55,7 +55,7 @@ class LagrangeDualExplainer:
 
     model        torch module (n, *shape) → (n, outputs); a float64 copy of it is explained
     norm         1, 2, "inf" or a `Norm`; constraints: a convex set, a function x0 → set, or None for all changes
-    method       "crown", "ibp" or "alpha-crown" bound the network; "branching" goes on from CROWN by branch and bound, on chains of affine layers and ReLUs,
+    method       "crown", "crown-ibp", "ibp" or "alpha-crown" bound the network; "branching" goes on from CROWN by branch and bound, on chains of affine layers and ReLUs,
                  for `time_limit` (10) seconds an input; "exact" does so until the bracket closes; "linear" certifies nothing and is quick
     target       explain the flip towards this class alone; None: whichever rival is nearest
     order        2 adds the quadratic model's radius and its validity (`Explanation.quadratic`); temperature: of the softened ReLUs whose Hessian it takes

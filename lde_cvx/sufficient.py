@@ -140,7 +140,7 @@ class _Search:
                 f"sufficient_reason: feature {endless[0]} has no range to move in; bound it by the constraints, such as a Box."
             )
         self.reach = float(np.maximum(np.abs(self.lo), np.abs(self.hi)).max(initial=0.0)) * (1 + 1e-9) + 1e-9
-        self.method = BoundMethod.of(explainer.method if explainer.method in ("ibp", "alpha-crown") else "crown")
+        self.method = BoundMethod.of(explainer.method if explainer.method in ("ibp", "crown-ibp", "alpha-crown") else "crown")
         self.engine = explainer.engine(batch.shape)
         self.free: Mask = (self.lo == 0) & (self.hi == 0)
         (self.whole,) = self._asking(C, explainer.method if explainer.method not in SEARCHES else "crown").explain_batch(

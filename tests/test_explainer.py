@@ -133,7 +133,7 @@ def test_the_linear_method_certifies_nothing(model: nn.Module, x0: torch.Tensor)
     assert certified.linear_radius == pytest.approx(e.linear_radius, rel=1e-9)
 
 
-@pytest.mark.parametrize("method", ["ibp", "alpha-crown"])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "alpha-crown"])
 def test_other_bounds_are_bounds_too(model: nn.Module, x0: torch.Tensor, method: str) -> None:
     e = explained(model, x0, constraints=BOX, method=method)
     assert 0 < e.lower <= e.upper
@@ -383,7 +383,7 @@ def test_a_layer_that_cannot_be_bounded_is_named(x0: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "magic"}, "'magic' is not known; use one of linear, ibp, crown, alpha-crown, branching, exact"),
+        ({"method": "magic"}, "'magic' is not known; use one of linear, ibp, crown-ibp, crown, alpha-crown, branching, exact"),
         ({"method": "branching", "jobs": 0}, "jobs=0"),
         ({"order": 3}, "order=3"),
         ({"norm": 3}, "p=3"),

@@ -185,6 +185,22 @@ def test_every_method_is_sound_and_alpha_is_no_looser(name: str, method: BoundMe
             assert (rows.lower >= crown - 1e-6).all() if method is BoundMethod.ALPHA_CROWN else (rows.lower <= crown + 1e-6).all()
 
 
+@pytest.mark.parametrize("name", ["batch norm", "gelu", "pools", "residual", "tanh"])
+def test_rows_over_intervals_lie_below_the_network(name: str) -> None:
+    """CROWN-IBP: a·δ + b ≤ m(δ), with a slope."""
+    build, shape = NETWORKS[name]
+    net = seeded(build, 2)
+    engine = BoundEngine(net, shape)
+    x, Q, s = question(net, shape)
+    for norm, radius in ((Norm(2), 0.05), (Norm("inf"), 0.3)):
+        region = region_of(norm, Box(0, 1), x, radius)
+        rows = engine.rows(x, Q, s, region, BoundMethod.CROWN_IBP)
+        assert torch.isfinite(rows.b).all()
+        assert rows.a.abs().sum() > 0
+        assert violation(net, x, Q, s, rows, points(norm, region, 400)) <= 0
+        assert violation(net, x, Q, s, rows, steepest(net, x, Q, s, norm, region)) <= 0
+
+
 COUPLED: dict[str, ConvexSet] = {
     "one-hot": Box(0, 1) & Polytope(None, None, equal=(np.kron(np.eye(2), np.ones(3)), np.zeros(2)), on="change"),
     "tv": Box(0, 1) & TotalVariation(0.15, (2, 3)),

@@ -39,6 +39,7 @@ class BoundMethod(Enum):
     """How layers are bounded; the value says what to expect."""
 
     IBP = "Intervals: fast, loose, and only a constant row."
+    CROWN_IBP = "Intervals up to the last layer, linear relaxations from there back: rows at the price of one pass, for networks that CROWN takes minutes on."
     CROWN = "Linear relaxations with fixed slopes."
     ALPHA_CROWN = (
         "Linear relaxations whose slopes in the margin rows are raised for this region; the bounds under them keep CROWN's slopes."
@@ -46,13 +47,16 @@ class BoundMethod(Enum):
 
     @staticmethod
     def of(name: BoundMethod | str) -> BoundMethod:
-        """From "ibp", "crown" or "alpha-crown". Raises InputError on another name."""
+        """From "ibp", "crown-ibp", "crown" or "alpha-crown". Raises InputError on another name."""
         if isinstance(name, BoundMethod):
             return name
         known = {m.name.lower().replace("_", "-"): m for m in BoundMethod}
         if str(name).lower() not in known:
             raise InputError(f"method={name!r} is not known; use one of {', '.join(known)}.")
         return known[str(name).lower()]
+
+
+_ASKED = {BoundMethod.IBP: "IBP", BoundMethod.CROWN_IBP: "CROWN-IBP", BoundMethod.CROWN: "CROWN", BoundMethod.ALPHA_CROWN: "CROWN"}
 
 
 class BoundEngine:
@@ -131,7 +135,7 @@ class BoundEngine:
                     net.compute_bounds(method="alpha-CROWN", **asked)
                     asked["reuse_alpha"] = True
                 watch.last = None
-                lower = net.compute_bounds(method="IBP" if how is BoundMethod.IBP else "CROWN", **asked)[0].reshape(n, K)
+                lower = net.compute_bounds(method=_ASKED[how], **asked)[0].reshape(n, K)
                 fixed = (
                     how is BoundMethod.CROWN
                     and region.coupling is None

@@ -56,7 +56,7 @@ def certified_radius(
 
     model       a module (n, *shape) → (n, outputs), copied and run in float64; or a `BoundEngine`, to bound one network several times
     decisions   one for all or one per input; by default the predicted class stays ahead of every other class
-    method      "crown", "ibp" or "alpha-crown" (gradient steps on the slopes of the margin rows, rectifiers and S-shaped activations; the bounds of
+    method      "crown", "crown-ibp", "ibp" or "alpha-crown" (gradient steps on the slopes of the margin rows, rectifiers and S-shaped activations; the bounds of
                 layers under them keep fixed slopes)
     upper       (n,) distances of known witnesses, only to start from
     per_rival   give every rival its own radius instead of the nearest one's (as many searches as there are margin rows)

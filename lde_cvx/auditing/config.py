@@ -64,7 +64,7 @@ class QuestionTable(_Table):
 
     applicants: int = Field(30, ge=1)
     norms: list[Literal[1, 2, "inf"]] = [1, 2]
-    method: Literal["ibp", "crown", "alpha-crown", "branching", "exact"] = "crown"
+    method: Literal["ibp", "crown-ibp", "crown", "alpha-crown", "branching", "exact"] = "crown"
     seconds: float | None = Field(None, gt=0)
 
     @field_validator("norms")

@@ -32,7 +32,10 @@ def command(
         float | None, typer.Option("--threshold", metavar="TAU", help="The decision is on which side of TAU output 0 lies.")
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="crown, ibp, alpha-crown; branching or exact (ReLU networks); or linear (certifies nothing).")
+        str,
+        typer.Option(
+            "--method", help="crown, crown-ibp, ibp, alpha-crown; branching or exact (ReLU networks); or linear (certifies nothing)."
+        ),
     ] = "crown",
     time_limit: Annotated[
         float | None, typer.Option("--time-limit", metavar="S", help="Seconds for branching (10) or exact (no limit).")

@@ -54,7 +54,7 @@ def load_case(table: CaseTable) -> Case:
 def standard_layers(model: nn.Module) -> nn.Module:
     """The same network with its input normalisation as a batch norm, a layer that every method has a rule for."""
     first, *rest = model.children()
-    norm = nn.BatchNorm2d(1, eps=0.0, affine=False).double().eval()
+    norm = nn.BatchNorm2d(1, eps=0.0).double().eval()
     assert norm.running_mean is not None
     assert norm.running_var is not None
     norm.running_mean.fill_(float(first.mean))  # type: ignore[arg-type]
