@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from formulations.errors import InputError
 
@@ -55,3 +56,15 @@ def check_inputs(inputs: Any) -> Tensor:
     if inputs.ndim < 2 or not len(inputs):
         raise InputError(f"attribute: inputs of shape {tuple(inputs.shape)} must be a batch (n, *shape) of at least one input.")
     return inputs
+
+
+_PIECE = (
+    1 << 15
+)  # numbers of input in one forward pass on a CPU: more of them leave the processor's cache (a small conv net takes twice as long an image)
+
+
+def values(model: nn.Module, x: Tensor) -> Tensor:
+    """f(x) (n, m) without gradients, in pieces of bounded size."""
+    size = max(16, _PIECE // max(1, x[0].numel())) if x.device.type == "cpu" else 4096
+    with torch.no_grad():
+        return torch.cat([model(part) for part in torch.split(x, size)])

@@ -24,6 +24,7 @@ from formulations.errors import InputError
 from formulations.leg.grid import Perturbation, SchemeName
 from formulations.leg.program import LegProgram, LegSolution, theorem_level
 from formulations.norms import Array
+from lde_cvx.attribution import values
 from lde_cvx.inputs import read_batch
 from lde_cvx.leg_records import LegExplanation, LegTVExplanation, Moments, enlarge
 from verification.model import float64_copy
@@ -135,8 +136,7 @@ class LEG:
         if self.module is not None:
             place = next((p.device for p in self.module.parameters()), torch.device("cpu"))
             try:
-                with torch.no_grad():
-                    y = self.module(torch.as_tensor(x, device=place)).cpu().numpy()
+                y = values(self.module, torch.as_tensor(x, device=place)).cpu().numpy()
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise InputError(f"input: the model does not take shape {x.shape[1:]} ({str(error).splitlines()[0]}).") from error
         elif self.function is not None:

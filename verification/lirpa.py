@@ -29,6 +29,7 @@ from verification.model import float64_copy, outputs
 
 SLACK = 1e-11  # of |b| + Σ|a||x0| and the margin's size, taken off every row: float64 rounding of the passes, and the checker's bound of its own
 INNER = 1 << 20  # pairs of neurons of which slopes of intermediate bounds are handed on
+CARRIED = 1 << 17  # slopes of the margin rows of one input that are handed on: a certificate reads and hashes them all
 MEMORY = 1 << 30  # bytes of bound matrices in one chunk of inputs
 
 Slopes = tuple[Tensor, ...]
@@ -199,7 +200,7 @@ def _set_perturbation() -> Any:
 
 
 def _slopes(net: Any, n: int, K: int) -> Slopes:
-    """Per activation (n, K, neurons): coefficient after the pass went through it over coefficient before, 0 where there is none; () when these are not kept."""
+    """Per activation (n, K, neurons): coefficient after the pass went through it over coefficient before, 0 where there is none; () where not kept, or too many."""
     out = []
     for node in _activations(net):
         before, after, alone = getattr(node, "lA", None), getattr(node.inputs[0], "lA", None), len(node.inputs[0].output_name) == 1
@@ -207,7 +208,7 @@ def _slopes(net: Any, n: int, K: int) -> Slopes:
             return ()
         slope = torch.where(before == 0, 0.0, after / torch.where(before == 0, 1.0, before)).detach()
         out.append(slope.transpose(0, 1).reshape(n, K, -1))
-    return tuple(out)
+    return tuple(out) if sum(s[0].numel() for s in out) <= CARRIED else ()
 
 
 def _inner_slopes(net: Any, n: int) -> Inner:

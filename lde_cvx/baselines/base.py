@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from formulations.errors import DependencyError, InputError
 from formulations.norms import Array
-from lde_cvx.attribution import check_inputs, targets_of
+from lde_cvx.attribution import check_inputs, targets_of, values
 from lde_cvx.inputs import Batch, read_batch
 from verification.model import float64_copy
 
@@ -152,10 +152,9 @@ def reference_like(x: Tensor, reference: float | Tensor | Array) -> Tensor:
     return r.expand_as(x) if not r.ndim else r[None].expand_as(x)
 
 
-def score(model: nn.Module, x: Tensor, target: int, batch_size: int = 256) -> Tensor:
-    """f_target (n,), without gradients, in pieces of `batch_size`."""
-    with torch.no_grad():
-        return torch.cat([model(part)[:, target] for part in torch.split(x, batch_size)])
+def score(model: nn.Module, x: Tensor, target: int) -> Tensor:
+    """f_target (n,), without gradients."""
+    return values(model, x)[:, target]
 
 
 def captum_attr() -> Any:

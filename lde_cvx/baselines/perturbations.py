@@ -71,7 +71,7 @@ class Lime:
 
         found = attr.Lime(model, interpretable_model=SkLearnLasso(alpha=self.penalty)).attribute(
             x, target=targets, feature_mask=cells_of(tuple(x.shape[1:]), self.cell).to(x.device)[None], n_samples=self.samples,
-            perturbations_per_eval=64, baselines=reference_like(x, self.reference),
+            perturbations_per_eval=32, baselines=reference_like(x, self.reference),
         )  # fmt: skip
         return torch.as_tensor(found).to(x)
 
@@ -98,7 +98,7 @@ class KernelShap:
         if int(cells.max()) < 1:
             raise InputError(f"kernel-shap: cell={self.cell} leaves one cell; use a smaller one.")
         found = captum_attr().KernelShap(model).attribute(
-            x, target=targets, feature_mask=cells[None], n_samples=self.samples, perturbations_per_eval=64,
+            x, target=targets, feature_mask=cells[None], n_samples=self.samples, perturbations_per_eval=32,
             baselines=reference_like(x, self.reference),
         )  # fmt: skip
         return torch.as_tensor(found).to(x)

@@ -59,7 +59,7 @@ def standard_layers(model: nn.Module) -> nn.Module:
     assert norm.running_var is not None
     norm.running_mean.fill_(float(first.mean))  # type: ignore[arg-type]
     norm.running_var.fill_(float(first.deviation) ** 2)  # type: ignore[arg-type]
-    return nn.Sequential(norm, *rest).eval()
+    return nn.Sequential(norm, *rest).eval().requires_grad_(False)
 
 
 def _german_credit(count: int) -> Case:

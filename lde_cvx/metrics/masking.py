@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.norms import Array
+from lde_cvx.attribution import values
 from lde_cvx.metrics.removal import Curve, Fill, ask, blend, filled, marks, order_of
 
 
@@ -47,9 +48,7 @@ def key_size(
     counts, order, other = marks(asked.d, steps), order_of(asked.maps, seed, size=size), filled(asked.x, fill, seed)
     out = np.ones(len(asked.x))
     for i in range(len(asked.x)):
-        with torch.no_grad():
-            points = blend(asked.x[i], other[i], order[i], counts)
-            y = torch.cat([asked.model(part) for part in torch.split(points, 256)])
+        y = values(asked.model, blend(asked.x[i], other[i], order[i], counts))
         side = (y[:, 0] > 0) if y.shape[1] == 1 else y.argmax(1)
         changed = np.flatnonzero((side != side[0]).cpu().numpy())
         if len(changed):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.norms import Array
-from lde_cvx.attribution import targets_of
+from lde_cvx.attribution import targets_of, values
 from verification.model import float64_copy, outputs
 
 Fill = Literal["zero", "mean", "blur", "noise"]
@@ -59,8 +59,7 @@ class Asked:
 
     def score(self, points: Tensor, i: int, scores: Scores) -> Array:
         """(k,) of the points (k, *shape) for input i's target."""
-        with torch.no_grad():
-            y = torch.cat([self.model(part) for part in torch.split(points, 256)])
+        y = values(self.model, points)
         if scores == "probability":
             y = torch.sigmoid(y) if y.shape[1] == 1 else torch.softmax(y, 1)
         return np.asarray(y[:, self.targets[i]].cpu().numpy())
