@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -12,15 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from formulations.norms import GroupNorm, Norm
+from formulations.norms import INF, GroupNorm, Norm
 from formulations.programs import min_norm, relative_parts
 from formulations.sets import Box, ConvexSet, Ellipsoid, Frozen, LpBall, Polytope, TotalVariation
 from tests.catalogue import DIM, SETS
 from tests.digits_net import correct_digits
 from verification.attack import Budget, Effort, Stop, Witnesses, WitnessStatus, find_witness
 from verification.attack.feasible import PullBack, violation
+from verification.attack.growing import grow
 from verification.attack.lanes import Lanes
+from verification.attack.network import Network
 from verification.attack.sampling import mixed, spread
+from verification.attack.search import Search
+from verification.attack.subproblem import subproblem
 from verification.decision import Decision
 
 PS: tuple[Any, ...] = (1, 2, "inf")
@@ -424,6 +429,42 @@ def test_looking_about_finds_what_slopes_miss() -> None:
     assert seeing.upper[0] < 0.6
     general = find_witness(Pit(), x, 2, Box(-2, 2) & LpBall(2, 2.5), effort=Effort(probes=8, samples=60, polish=((3, 2), (3, 2))))
     assert general.upper[0] < 1.001
+
+
+@pytest.mark.parametrize("C", [PIXELS, PIXELS & LpBall(2, 4.0)], ids=["box", "general"])
+@pytest.mark.parametrize("p", PS)
+def test_growing_balls_end_at_flips_within_the_set(p: Any, C: ConvexSet) -> None:
+    model, x, _ = correct_digits(2)
+    net = Network(model, x, 64)
+    net.decide(None)
+    parts = relative_parts(C, 64, x.numpy(), 2)
+    norm = Norm.of(p)
+    search = Search(net, subproblem(norm, parts, 2, 64, x.device), norm, Budget(), Effort(), [0, 1], INF, lambda: None)
+    who = torch.tensor([0, 1, 1])
+    starts = Lanes(who, torch.tensor([2, 0, 5]), torch.full((3, 64), 0.5).double(), torch.full((3,), INF).double())
+    found = grow(search, starts, 20)
+    assert len(found)
+    assert (net.forward_passes <= 1 + 2 * 20).all()
+    for k in range(len(found)):
+        i = int(found.who[k])
+        assert search.steps.violation(i, found.delta[k].numpy()) <= 1e-9
+        assert found.length[k] == pytest.approx(float(norm.value(found.delta[k].numpy())), rel=1e-12)
+        assert float(search.length[i]) <= float(found.length[k])
+        assert model((x[i] + found.delta[k])[None]).argmax() != model(x[i : i + 1]).argmax()
+
+
+def test_growing_balls_meet_nearer_flips() -> None:
+    """Where slopes turn on the way to the boundary, the flip that the first slopes foresee is not the nearest."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(30, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 3)).double()
+    x = torch.rand(12, 30).double()
+    with torch.no_grad():
+        for layer in net[::2]:
+            layer.weight *= 2.5
+    plain = Effort(growing=0, samples=0)
+    without, with_ = (find_witness(net, x, "inf", Box(0, 1), effort=e) for e in (plain, replace(plain, growing=3)))
+    assert with_.found.all()
+    assert np.mean(with_.upper) < np.mean(without.upper)
 
 
 def test_a_set_known_only_by_its_constraints() -> None:

@@ -4,9 +4,10 @@ answers     the records and statuses: found, not found (which proves nothing), a
 effort      how the passes of one input are spent
 network     margins and gradients of the network in float64, counted, in blocks of one size
 subproblem  the convex step: the closed form over a box, the compiled program over any other set
+growing     what falls most within a ball that grows until it flips
 sampling    random changes no longer than the best witness
 feasible    pulling a solver's answer back into the set
-search      sequential linearisation, random probes, monotone polish
+search      sequential linearisation, growing balls, random probes, monotone polish
 witness     find_witness
 multiplier  witness_multiplier: λ of the boundary at a witness, local
 counterfactuals  several witnesses of one input that move different columns, whole where a schema says so

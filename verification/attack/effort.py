@@ -9,19 +9,22 @@ from dataclasses import dataclass
 class Effort:
     """How one input's passes are spent.
 
-    `rivals` lanes take up to `steps` approach steps; `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped).
-    Then for every (keep, times) of `polish`, the `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes
-    (`last_crossing` at the end), and `saturated` more where margins say little about distances. Before each entry of `polish` but the first, `samples`
-    changes no longer than the best witness are looked at, and the `restarts` of them that are nearest to flipping are approached as well.
+    `rivals` lanes take up to `steps` approach steps; the `growing` nearest of their rows are followed in growing balls for `growing_steps`, and
+    `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped). Then for every (keep, times) of `polish`, the
+    `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes (`last_crossing` at the end), and `saturated` more
+    where margins say little about distances. Before each entry of `polish` but the first, `samples` changes no longer than the best witness are looked
+    at, and the `restarts` of them that are nearest to flipping are approached as well.
     """
 
     rivals: int = 9
     steps: int = 5
+    growing: int = 3
+    growing_steps: int = 15
     probes: int = 8
     lost_probes: int = 32
-    samples: int = 200
-    restarts: int = 4
-    polish: tuple[tuple[int, int], ...] = ((6, 3), (5, 3), (5, 3), (2, 8))
+    samples: int = 150
+    restarts: int = 2
+    polish: tuple[tuple[int, int], ...] = ((7, 3), (4, 4), (2, 10))
     crossing: int = 4
     last_crossing: int = 10
     saturated: int = 8
@@ -29,4 +32,4 @@ class Effort:
     @property
     def phases(self) -> int:
         """How many steps a search reports to `progress`, at most."""
-        return (1 + len(self.polish)) * (self.steps + 1) + 3 + sum(times for _, times in self.polish)
+        return (1 + len(self.polish)) * (self.steps + 1) + self.growing_steps + 3 + sum(times for _, times in self.polish)

@@ -1,7 +1,8 @@
 r"""The search for the nearest witness: sequential linearisation, then a monotone polish, for all inputs × rivals × starts at once.
 
 Approach. At a lane's point δ_k the row m + a·(δ − δ_k) ≤ 0 is met twice: by the shortest allowed δ, and by the allowed δ nearest to δ_k. The next point
-lies between the two (as in FAB, Croce & Hein 2020), asking the row to fall a little further. A lane that flips has arrived.
+lies between the two (as in FAB, Croce & Hein 2020), asking the row to fall a little further. A lane that flips has arrived. The nearest
+rivals are also met in growing balls (growing.py).
 
 Polish. At a flipped point δ_k the row that fell is linearised and the program solved within |W(δ − δ_k)| ≤ r, then linearised again at its answer and
 solved once more (a second-order correction). δ_k is feasible there, so the new point is never longer, and by convexity neither is any point between the
@@ -24,6 +25,7 @@ from torch import Tensor
 from formulations.norms import INF, GroupNorm, Norm
 from verification.attack.answers import Budget, Stop
 from verification.attack.effort import Effort
+from verification.attack.growing import grow
 from verification.attack.lanes import Lanes, distinct, place, smallest
 from verification.attack.network import Network
 from verification.attack.subproblem import Subproblem
@@ -68,9 +70,13 @@ class Search:
     def _search(self) -> None:
         everyone = torch.arange(self.net.n, device=self.net.device)
         self.margins, flipped = self.net.margins(self.anchor, everyone)
-        self._record(Lanes(everyone, everyone, self.anchor, torch.where(flipped, self.norm_of(self.anchor), INF)))
+        self.record(Lanes(everyone, everyone, self.anchor, torch.where(flipped, self.norm_of(self.anchor), INF)))
         open_ = everyone[~flipped]  # nothing is shorter than an anchor that flips
         lanes = self._approach(*self._aim(open_), at_anchor=True)
+        if self.effort.growing:
+            lanes = Lanes.join(
+                lanes, grow(self, lanes.take(smallest(lanes.who, lanes.length, self.effort.growing)), self.effort.growing_steps)
+            )
         if self.effort.probes:
             lanes = Lanes.join(lanes, self._probe(open_, self.effort.probes, 0))
         lost = everyone[~torch.isfinite(self.length)]
@@ -105,7 +111,7 @@ class Search:
 
     def _open(self, lanes: Lanes, count: int) -> tuple[Lanes, Tensor, Tensor]:
         """The `count` lanes of every input whose linearised rows are nearest, with margins (L,) and gradients (L, d) of those rows."""
-        lanes = lanes.take(self._affordable(lanes.who, 1, 1))
+        lanes = lanes.take(self.affordable(lanes.who, 1, 1))
         margins, _, slope = self.net.linearise(lanes.delta, lanes.who, lanes.row)
         margin = margins.gather(1, lanes.row[:, None])[:, 0]
         near = self.steps.distance(lanes.who, slope, margin - (slope * lanes.delta).sum(1))
@@ -117,7 +123,7 @@ class Search:
         lanes = Lanes(lanes.who, lanes.row, lanes.delta.clone(), lanes.length.clone())
         alive = torch.arange(len(lanes), device=self.net.device)
         for k in range(self.effort.steps):
-            affordable = self._affordable(lanes.who[alive], 1, 1)
+            affordable = self.affordable(lanes.who[alive], 1, 1)
             alive, margin, slope = alive[affordable], margin[affordable], slope[affordable]
             if not len(alive):
                 break
@@ -131,7 +137,7 @@ class Search:
                 point = local + blend[:, None] * (point - local)
             margins, flipped, slope = self.net.linearise(point, now.who, now.row)
             lanes.put(alive, point, torch.where(flipped, self.norm_of(point), INF))
-            self._record(lanes.take(alive))
+            self.record(lanes.take(alive))
             going = ~flipped
             alive, margin, slope = alive[going], margins.gather(1, now.row[:, None])[going, 0], slope[going]
             self.tick()
@@ -140,7 +146,7 @@ class Search:
     def _probe(self, inputs: Tensor, count: int, salt: int) -> Lanes:
         """Random extreme points of C, drawn in (¼, ½ or 1 of the way out), at the crossing where they flip; where nothing flips, as starts."""
         who = inputs.repeat_interleave(count)
-        affordable = self._affordable(who, 3 + self.effort.crossing + self.effort.saturated, 0)
+        affordable = self.affordable(who, 3 + self.effort.crossing + self.effort.saturated, 0)
         who, push = who[affordable], self._random(inputs, count, salt)[affordable]
         base = self.anchor[who]
         reach = 10 * (1 + self.net.x0[who].abs().amax(1)) * self.norm_of(push).clamp(min=1e-300)  # where C has no end: a long way out
@@ -156,7 +162,7 @@ class Search:
         crossing = self._cross(point, margins.amin(1), base, self.margins[who].amin(1), ~flipped, who, self.effort.crossing)
         point = torch.where(flipped[:, None], crossing, point)
         lanes = Lanes(who, row, point, torch.where(flipped, self.norm_of(point), INF))
-        self._record(lanes)
+        self.record(lanes)
         self.tick()
         return lanes
 
@@ -164,13 +170,13 @@ class Search:
         """Random changes no longer than the best witness (anywhere, where there is none), and approaches from those nearest to flipping."""
         who = inputs.repeat_interleave(self.effort.samples)
         share = self._random(inputs, self.effort.samples, 1 + salt)
-        affordable = self._affordable(who, 1, 0)
+        affordable = self.affordable(who, 1, 0)
         who, share = who[affordable], share[affordable]
         reach = 1 - 0.75 * place(who) / self.effort.samples  # samples at every depth
         point = self.steps.sample(who, share, reach * self.length[who], lanes)
         margins, flipped = self.net.margins(point, who)
         found = Lanes(who, margins.argmin(1), point, torch.where(flipped, self.norm_of(point), INF))
-        self._record(found)
+        self.record(found)
         known = self.norm_of(point - self.best[who]) < APART * self.length[who]  # those near the best witness lead back to it
         promise = torch.where(known, INF, margins.amin(1) / self.margins[who].amin(1).abs().clamp(min=1e-300))
         kept = smallest(who, torch.where(flipped, found.length - 1e300, promise), self.effort.restarts)
@@ -182,7 +188,7 @@ class Search:
     def _polish(self, lanes: Lanes, radius: Tensor) -> None:
         """One trust-region step of every lane that has not settled; changes `lanes` and `radius` in place."""
         active = (radius > SETTLED * lanes.length).nonzero()[:, 0]
-        active = active[self._affordable(lanes.who[active], 3 + self.effort.crossing + self.effort.saturated, 2)]
+        active = active[self.affordable(lanes.who[active], 3 + self.effort.crossing + self.effort.saturated, 2)]
         if not len(active):
             return
         now, r = lanes.take(active), radius[active]
@@ -208,16 +214,16 @@ class Search:
         best, length = self._shorter(best, length, crossing, torch.ones_like(flips2))
         radius[active] = torch.where(length < 0.999 * now.length, r * 1.5, r * SHRINK)
         lanes.put(active, best, length)
-        self._record(lanes.take(active))
+        self.record(lanes.take(active))
 
     def _finish(self, lanes: Lanes) -> None:
         """The crossing on the segment from each lane to its anchor."""
-        lanes = lanes.take(self._affordable(lanes.who, 1 + self.effort.last_crossing + self.effort.saturated, 0))
+        lanes = lanes.take(self.affordable(lanes.who, 1 + self.effort.last_crossing + self.effort.saturated, 0))
         if len(lanes):
             margins, _ = self.net.margins(lanes.delta, lanes.who)
             outside, never = self.margins[lanes.who].amin(1), torch.zeros_like(lanes.who, dtype=torch.bool)
             point = self._cross(lanes.delta, margins.amin(1), self.anchor[lanes.who], outside, never, lanes.who, self.effort.last_crossing)
-            self._record(Lanes(lanes.who, lanes.row, point, self.norm_of(point)))
+            self.record(Lanes(lanes.who, lanes.row, point, self.norm_of(point)))
         self.tick()
 
     def _cross(self, inside: Tensor, m_in: Tensor, outside: Tensor, m_out: Tensor, done: Tensor, who: Tensor, passes: int) -> Tensor:
@@ -249,7 +255,7 @@ class Search:
         better = size < length
         return torch.where(better[:, None], point, best), torch.where(better, size, length)
 
-    def _record(self, lanes: Lanes) -> None:
+    def record(self, lanes: Lanes) -> None:
         """Keep the shortest flipped lane of every input; ties go to the first. Raises OutOfTime after the deadline."""
         flipped = torch.isfinite(lanes.length).nonzero()[:, 0]
         winner = flipped[smallest(lanes.who[flipped], lanes.length[flipped], 1)]
@@ -258,7 +264,7 @@ class Search:
         if time.monotonic() > self.deadline:
             raise OutOfTime
 
-    def _affordable(self, who: Tensor, forward: int, backward: int) -> Tensor:
+    def affordable(self, who: Tensor, forward: int, backward: int) -> Tensor:
         """Indices of the lanes whose input can still pay for them, its first lanes first. One forward pass is kept for the final check."""
         share = place(who) + 1
         forward_left = self.budget.forward - 1 - self.net.forward_passes[who]

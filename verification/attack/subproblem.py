@@ -43,6 +43,9 @@ class Subproblem(Protocol):
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """(lanes,) distance to the row within a box around C: a guess at which rows are near, +inf where the box does not reach."""
 
+    def outward(self, who: Tensor, point: Tensor, factor: Tensor) -> Tensor:
+        """(lanes, d) points of C (lanes, d) moved from the anchor by `factor`, as far as the set is known to allow."""
+
     def sample(self, who: Tensor, noise: Tensor, length: Tensor, lanes: Lanes) -> Tensor:
         """(lanes, d) changes in C, about as long as `length`, from normal `noise`; `lanes` are points in C to mix them from. `who` is sorted."""
 
@@ -82,6 +85,10 @@ class BoxStep:
 
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return min_norm_box(a, b, self.lo[who], self.hi[who], self.norm).value
+
+    def outward(self, who: Tensor, point: Tensor, factor: Tensor) -> Tensor:
+        base = self.anchor[who]
+        return (base + factor[:, None] * (point - base)).clamp(self.lo[who], self.hi[who])
 
     def sample(self, who: Tensor, noise: Tensor, length: Tensor, lanes: Lanes) -> Tensor:
         lo, hi, base = self.lo[who], self.hi[who], self.anchor[who]
@@ -154,6 +161,10 @@ class ProgramStep:
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         norm = Norm(2) if isinstance(self.norm, GroupNorm) else self.norm
         return min_norm_box(a, b, self._lo[who], self._hi[who], norm).value
+
+    def outward(self, who: Tensor, point: Tensor, factor: Tensor) -> Tensor:
+        base = self.anchor[who]
+        return base + factor.clamp(max=1.0)[:, None] * (point - base)
 
     def sample(self, who: Tensor, noise: Tensor, length: Tensor, lanes: Lanes) -> Tensor:
         return mixed(who, noise, lanes, self.anchor)
