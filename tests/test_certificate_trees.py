@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from tests.certificate_example import rehashed
 from verification.attack import find_witness
 from verification.branching import BranchingResult, Leaf, RowTree, branch_radius
 from verification.certificate import Certificate, WitnessEvidence
-from verification.certificate_format import FLIP_ROW, MARGIN_ROW
-from verification.checker import CheckStatus, check_file, check_record
+from verification.certificate_format import FLIP_ROW, MARGIN_ROW, parse
+from verification.checker import CheckStatus, Verdict, bound_down, check_file, check_record, row_bounds
 from verification.decision import Decision
 from verification.radius import certified_radius
 from verification.tree_evidence import relu_names, tree_rows
@@ -225,17 +226,34 @@ def test_forged_trees_are_refused(split: Case, forge: Any) -> None:
     assert FORGERIES[forge] in str(report)
 
 
-def test_level_b_refutes_nothing_true_and_accepts_no_raised_row(split: Case, tmp_path: Path) -> None:
-    save_model(split.model, tmp_path / "model.safetensors")
-    path = split.certificate.save(tmp_path / "c.json")
-    report = check_file(path, level="B", model=tmp_path / "model.safetensors")
-    assert report.status is not CheckStatus.INVALID
-    if not report.ok:
-        assert all("is not derived from the weights" in why or "more of the kind" in why for why in report.reasons)
-    forged = copy.deepcopy(split.certificate.record)
-    k, i = split.deep()
-    cell = forged["rivals"][k]["cells"][i]
-    cell["b"] = [(float.fromhex(v) + 100).hex() for v in cell["b"]]
-    again = Certificate(rehashed(forged)).save(tmp_path / "raised.json")
-    raised = check_file(again, level="B", model=tmp_path / "model.safetensors")
-    assert not raised.ok, "level A takes a raised row for what it says; level B does not"
+def reaching(record: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The certificate with its witness taken out, every leaf said to hold no flip within `factor` times its radius, and the lower bound that follows."""
+    forged = copy.deepcopy(record)
+    forged["witness"], forged["upper"] = None, math.inf.hex()
+    for rival in forged["rivals"]:
+        for cell in rival["cells"]:
+            cell["radius"] = (factor * float.fromhex(cell["radius"])).hex()
+            cell["b"] = [(abs(float.fromhex(v)) * 1e3 + 1e3).hex() for v in cell["b"]]
+    bounds = [bound_down(b) for b in row_bounds(parse(forged))]
+    for rival, bound in zip(forged["rivals"], bounds, strict=True):
+        rival["lower"] = bound.hex()
+    forged["lower"], forged["verdict"] = min(bounds).hex(), Verdict.of(min(bounds), math.inf).name
+    return rehashed(forged)
+
+
+@pytest.mark.parametrize("build", [two_layers, all_pieces])
+@pytest.mark.parametrize("norm", [1, 2, "inf"])
+def test_level_b_derives_every_leaf_and_accepts_no_wider_one(build: Callable[[Any], Case], norm: Any, tmp_path: Path) -> None:
+    """A row of flips is free where nothing flips, so what a forger gains is radius, and beyond the witness any is false."""
+    case = build(norm)
+    if not hasattr(case, "certificate"):
+        case.certify(case.branched())
+    save_model(case.model, tmp_path / "model.safetensors")
+    path = case.certificate.save(tmp_path / "c.json")
+    assert check_file(path, level="B", model=tmp_path / "model.safetensors").ok
+    for factor in (1.003, 1.1, 2.0):
+        forged = Certificate(reaching(case.certificate.record, factor))
+        assert check_record(forged.record).ok, "level A takes the rows for what they say"
+        assert forged.lower > case.witness.upper
+        report = check_file(forged.save(tmp_path / "forged.json"), level="B", model=tmp_path / "model.safetensors")
+        assert not report.ok, (factor, report)

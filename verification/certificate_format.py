@@ -17,10 +17,11 @@ is rounded on the way ("inf" where a field allows it; never NaN). `certificate_s
         path                list of splits: at ("input" or a layer's name), index, cut, side (−1: ≤ cut, +1: ≥ cut)
         row_of              −1 for a margin row, −2 for a row that only the cell's flips obey, else the place in the path of the neuron split that the
                             row states
-        relaxation          optional: slopes[row][layer] of the margin rows, in their order: one number per neuron of every activation, in the network's
-                            order: the slope of the line that stands for it. inner: slopes of the lines below activation "by" in the lower (low) and upper
-                            (up) bounds of what enters activation "of", a table of "neurons" × "inputs"; one cell's serve all cells of its radius and path.
-                            For the re-derivation of the rows from the weights; no claim rests on them
+        relaxation          optional: slopes[row][layer] of the rows of margins and flips, in their order: one number per neuron of every activation, in the
+                            network's order: the slope of the line that stands for it; for a row of the flips, of the line below it. splits[row]: one
+                            multiplier β ≥ 0 per split of the path, of −side (z − cut) in the row. inner: slopes of the lines below activation "by" in the
+                            lower (low) and upper (up) bounds of what enters activation "of", a table of "neurons" × "inputs"; one cell's serve all cells
+                            of its radius and path. For the re-derivation of the rows from the weights; no claim rests on them
     lower, upper, verdict   the claim
     witness                 null, or the flipping input, the outputs there, and the rival that wins
     tolerances              feasibility of the witness (≤ 1e-9), relative reproducibility of the outputs
@@ -135,6 +136,7 @@ class Cell:
     w: list[float] | None
     slopes: list[list[list[float]]] = field(default_factory=list)
     inner: list[Inner] = field(default_factory=list)
+    splits: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -442,18 +444,24 @@ def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
         duals.append(None if dual is None else g.reals("dual", len(part.matrix)))
     if len(value["duals"]) != len(parts):
         raise FormatError(f"{where}.duals: {len(value['duals'])} entries for {len(parts)} parts")
-    slopes, inner = _relaxation(value["relaxation"], row_of.count(MARGIN_ROW), f"{where}.relaxation") if "relaxation" in value else ([], [])
-    return Cell(path, radius, a, b, row_of, lam, duals, None if value["w"] is None else f.reals("w", dim), slopes, inner)
+    w = None if value["w"] is None else f.reals("w", dim)
+    proposed = (
+        _relaxation(value["relaxation"], sum(j < 0 for j in row_of), len(path), f"{where}.relaxation") if "relaxation" in value else ()
+    )
+    return Cell(path, radius, a, b, row_of, lam, duals, w, *proposed)
 
 
-def _relaxation(value: Any, rows: int, where: str) -> tuple[list[list[list[float]]], list[Inner]]:
-    f = _Fields(value, where, "slopes inner?")
+def _relaxation(value: Any, rows: int, depth: int, where: str) -> tuple[list[list[list[float]]], list[Inner], list[list[float]]]:
+    f = _Fields(value, where, "slopes inner? splits?")
     slopes = []
     for r, row in enumerate(f.items("slopes")):
         g = _Fields({"row": row}, f"{where}.slopes[{r}]", "row")
         slopes.append([_Fields({"layer": v}, f"{g.where}[{i}]", "layer").reals("layer") for i, v in enumerate(g.items("row"))])
     if len(slopes) > rows:
-        raise FormatError(f"{where}: slopes for {len(slopes)} of {rows} margin rows")
+        raise FormatError(f"{where}: slopes for {len(slopes)} of {rows} rows of margins and flips")
+    splits = f.table("splits", depth) if "splits" in value else []
+    if len(splits) > len(slopes) or min((v for row in splits for v in row), default=0.0) < 0:
+        raise FormatError(f"{where}.splits: more rows than slopes has, or a multiplier that is negative")
     inner = []
     for i, entry in enumerate(f.items("inner") if "inner" in value else []):
         g = _Fields(entry, f"{where}.inner[{i}]", "of by neurons inputs low up")
@@ -463,7 +471,7 @@ def _relaxation(value: Any, rows: int, where: str) -> tuple[list[list[list[float
         if not len(low) == len(up) == len(neurons) or not 0 <= by < of or min([*neurons, *inputs], default=0) < 0:
             raise FormatError(f"{g.where}: the tables do not fit their neurons, or by={by} does not come before of={of}")
         inner.append(Inner(of, by, neurons, inputs, low, up))
-    return slopes, inner
+    return slopes, inner, splits
 
 
 def _split(value: Any, dim: int, where: str) -> Split:

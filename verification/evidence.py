@@ -59,9 +59,10 @@ class CellEvidence:
     w        (d,) in the dual ball; by default what the box multipliers leave
     path     the splits that lead to the cell; row_of: −1 per margin row, −2 per row that holds where the margin has fallen (`FLIP_ROW`), else the place
              in the path of the split that the row states
-    slopes   per margin row, per activation in the network's order, one slope per neuron: of the line that stands for it in the row. They help level B of
-             the checker to derive the same row again; without them it chooses its own
+    slopes   per row of margins or flips, per activation in the network's order, one slope per neuron: of the line that stands for it in the row (below it,
+             for a row of the flips). They help level B of the checker to derive the same row again; without them it chooses its own
     inner    likewise for the bounds under the row; one cell's serve all cells of the same radius and path
+    splits   per row that has slopes, the multipliers ≥ 0 of the path's splits in it
     """
 
     radius: float
@@ -74,6 +75,7 @@ class CellEvidence:
     row_of: Sequence[int] | None = None
     slopes: Sequence[Sequence[Array]] = ()
     inner: Sequence[InnerSlopes] = ()
+    splits: Sequence[Array] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +127,8 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
         inner = [{"of": w.of, "by": w.by, "neurons": w.neurons.tolist(), "inputs": w.inputs.tolist(),
                   "low": [hexes(v) for v in w.low], "up": [hexes(v) for v in w.up]} for w in cell.inner]  # fmt: skip
         record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes], "inner": inner}
+        if len(cell.splits) and all(np.isfinite(v).all() for v in cell.splits):
+            record["relaxation"]["splits"] = [hexes(np.maximum(v, 0.0)) for v in cell.splits]
     return record
 
 

@@ -11,7 +11,7 @@ min ‖Wδ‖ s.t. a·δ + b ≤ 0, δ ∈ C; a leaf that was solved as an activ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from verification.evidence import CellEvidence, RivalEvidence, Split
 from verification.radii import CertifiedRow
 
 METHOD = "branching"
+ROUNDING = 1e-11  # relative: more than float64 takes from a row, so that outward-rounded arithmetic reaches it
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +69,28 @@ def _better(own: CertifiedRow, tree: RowTree, solved: dict[int, Solution], reach
             solution = solved[id(leaf)]
             lam, duals, lower = solution.multipliers["margin"], solution.duals, solution.lower
         path = [Split(names[layer], neuron, 0.0, sign) for layer, neuron, sign in leaf.path]
-        cells.append(CellEvidence(radius, leaf.a, leaf.b, lam, duals, path=path, row_of=[FLIP_ROW] * len(leaf.b)))
+        a, b, lam = _one_row(leaf.a, leaf.b, lam)
+        slopes, splits = ((), ()) if leaf.splits is None else ((leaf.slopes,), (leaf.splits,))
+        cells.append(CellEvidence(radius, a, b, lam, duals, path=path, row_of=[FLIP_ROW], slopes=slopes, splits=splits))
         bounds.append(min(radius, lower))
     lower = min(bounds, default=0.0)
-    return own if own.lower >= lower else TreeRow(own.rival, own.radius, own.a, own.b, own.solution, lower, cells=tuple(cells))
+    if own.lower >= lower:
+        return own
+    cells = [replace(cell, radius=min(cell.radius, lower)) for cell in cells]  # of flips beyond the row's bound nothing has to be said
+    return TreeRow(own.rival, own.radius, own.a, own.b, own.solution, lower, cells=tuple(cells))
+
+
+def _one_row(a: Array, b: Array, lam: Array) -> tuple[Array, Array, Array]:
+    """(a (1, d), b (1,), λ (1,)): the sum of the rows that the multipliers speak of, in units of the first where that has a part, less what it is rounded by.
+
+    Flips obey every row, so they obey the sum, which proves as much.
+    """
+    lam = np.nan_to_num(np.maximum(lam, 0.0), posinf=0.0, neginf=0.0)
+    unit = lam[0] if lam[0] > 0 else max(float(lam.max()), 0.0)
+    weight = lam / unit if unit > 0 else np.eye(len(b))[0]
+    if not np.isfinite(weight).all():
+        return a[:1], b[:1], lam[:1]
+    return (weight @ a)[None], np.array([weight @ b - ROUNDING * (weight @ np.abs(b))]), np.array([unit])
 
 
 def relu_names(model: nn.Module) -> list[str]:

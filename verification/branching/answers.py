@@ -29,6 +29,8 @@ class Leaf:
                        says it all) state signs of ReLUs. They need not hold for changes that do not flip
     lower              no change of the cell with ‖Wδ‖ < lower flips row k; at most `radius`, +inf where that is all of C
     lam, duals         verified multipliers, where a convex program gave `lower`; else None
+    slopes, splits     of a single row: per layer, slopes of the lines below its ReLUs, and the multipliers of the path's splits. They led to the row, or to
+                       one like it; nothing rests on them
     """
 
     path: tuple[Split, ...]
@@ -38,6 +40,8 @@ class Leaf:
     lower: float
     lam: Array | None = None
     duals: tuple[Array, ...] | None = None
+    slopes: tuple[Array, ...] = ()
+    splits: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

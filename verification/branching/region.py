@@ -5,6 +5,7 @@ Its least norm is a verified lower bound of the region's flips, and its minimise
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,16 @@ class RegionProgram:
         r, c = q.margin_row(row)
         rows, offsets = np.concatenate([(r @ slope)[None], *A]), np.concatenate([[r @ shift + c], *b])
         return rows, offsets, self.program.solve(rows, offsets, self.parts)
+
+    def multipliers(self, lam: Array, path: Sequence[tuple[int, int, int]]) -> Array:
+        """β (path,) of the splits (layer, neuron, sign) in the sum λ·rows over λ_0: the multipliers of m − Σ β_j s_j z_j. 0 where λ_0 = 0."""
+        starts = np.cumsum([1, *map(len, self.moving)])
+        found = np.zeros(len(path))
+        for i, (layer, neuron, _) in enumerate(path):
+            at = np.flatnonzero(self.moving[layer] == neuron)
+            if len(at) and lam[0] > 0:
+                found[i] = lam[starts[layer] + at[0]] / lam[0]
+        return found
 
     def beyond(self, rows: Array, offsets: Array, depth: float) -> Array:
         """The nearest change of the region whose margin is −depth or less: it flips for certain where the boundary itself leaves rounding to decide."""

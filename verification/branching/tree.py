@@ -286,11 +286,14 @@ class Tree:
         elif lower == self.radius and leaf[2] is not None:
             lower = float(np.nextafter(lower, 0.0))  # a flip at this very distance is not excluded
         lam, duals = leaf[2:]
+        path = self.path(int(cell.node[0]))
+        slopes = tuple((sign > 0).astype(float) for sign in signs)
+        splits = None if lam is None else self._program.multipliers(lam, path)
         if lam is not None and duals is None:  # multipliers of the hull are none of C's: what stays true is the sum of the rows
             weight = np.nan_to_num(lam / max(float(np.abs(lam).max(initial=0.0)), 1e-300), posinf=0.0, neginf=0.0).clip(min=0)
             weight = weight if weight.any() else np.eye(len(b))[0]
             leaf, lam = ((weight @ A)[None], np.array([weight @ b])), None
-        self.books[k].leaves.append(Leaf(self.path(int(cell.node[0])), leaf[0], leaf[1], self.radius, lower, lam, duals))
+        self.books[k].leaves.append(Leaf(path, leaf[0], leaf[1], self.radius, lower, lam, duals, slopes, splits))
         self.books[k].open -= 1
         if met:
             for further in (1.0, 1 + CLOSE / 8, 1 + CLOSE / 2):
@@ -347,9 +350,16 @@ class Tree:
         """Writes down the closed cells and gives back the open ones."""
         for i in torch.nonzero(cells.slack > 0).flatten().tolist():
             book = self.books[int(cells.row[i])]
-            book.leaves.append(Leaf(self.path(int(cells.node[i])), *self._row(cells, i), self.radius, self.radius))
+            book.leaves.append(self._leaf(cells, i, self.radius))
             book.open -= 1
         return cells.take(torch.nonzero(cells.slack <= 0).flatten())
+
+    def _leaf(self, cells: Cells, i: int, lower: float) -> Leaf:
+        """A leaf that its row alone speaks for."""
+        path = self.path(int(cells.node[i]))
+        slopes = tuple(v[i].cpu().numpy().copy() for v in cells.slope)
+        splits = np.array([float(cells.beta[layer][i, neuron]) for layer, neuron, _ in path])
+        return Leaf(path, *self._row(cells, i), self.radius, lower, slopes=slopes, splits=splits)
 
     def _row(self, cells: Cells, i: int) -> tuple[Array, Array]:
         """(a (1, d), b (1,)) over δ."""
@@ -378,5 +388,5 @@ class Tree:
         far = self._distance(cells)
         for i in range(len(cells)):
             book = self.books[int(cells.row[i])]
-            book.leaves.append(Leaf(self.path(int(cells.node[i])), *self._row(cells, i), self.radius, float(far[i])))
+            book.leaves.append(self._leaf(cells, i, float(far[i])))
             book.open -= 1

@@ -88,10 +88,14 @@ class Bounds:
             if isinstance(node.layer, Activation):
                 with np.errstate(all="ignore"):
                     self.lines[i] = lines(node.layer, *self.of(node.sources[0]), drawn)
-            self.bounds.append(self._cut(i, splits, *_interval(node, [self.of(j) for j in node.sources])))
+            self.bounds.append(self._cut(i, splits, *self.interval(node)))
 
     def of(self, i: int) -> tuple[Array, Array]:
         return self.source if i < 0 else self.bounds[i]
+
+    def interval(self, node: Node) -> tuple[Array, Array]:
+        """Bounds of a node's value from those of its sources."""
+        return _interval(node, [self.of(j) for j in node.sources])
 
     def size(self, i: int) -> Array:
         """max |v| of a value, flat."""
@@ -130,10 +134,10 @@ class Bounds:
             index = wanted[start : start + width]
             A = np.zeros((2 * len(index), n))
             A[np.arange(len(index)), index], A[np.arange(len(index)) + len(index), index] = 1.0, -1.0
-            a, const, error = self._at_x0(*self.back(i, A.reshape(-1, *shape)))
+            a, const, error = self.at_x0(*self.back(i, A.reshape(-1, *shape)))
             below = self._least(a, const, error)
             if i in self._inner:  # the certificate's slopes, row by row where they are better
-                b, other, missed = self._at_x0(*self.back(i, A.reshape(-1, *shape), low=self._low_slopes(i, index)))
+                b, other, missed = self.at_x0(*self.back(i, A.reshape(-1, *shape), low=self._low_slopes(i, index)))
                 second = self._least(b, other, missed)
                 better = second > below
                 a, below = np.where(better[:, None], b, a), np.where(better, second, below)
@@ -177,15 +181,20 @@ class Bounds:
     # ------------------------------------------------------------------------------------------------------ steps 2 and 3: rows
 
     def back(
-        self, start: int, A: Array, slopes: Sequence[Array] | None = None, low: Mapping[int, Array] | None = None
+        self,
+        start: int,
+        A: Array,
+        slopes: Sequence[Array] | None = None,
+        low: Mapping[int, Array] | None = None,
+        also: Mapping[int, Array] | None = None,
     ) -> tuple[Array, Array, Array]:
         """(a (R, d), c (R,), error (R,)) with a·x + c − error ≤ A·v for all inputs x of the cell; A (R, *shape) over value `start`.
 
         Instead of the lines chosen here, `slopes`: of every activation in the network's order, one flat array; `low`: by activation, (R, neurons) slopes of
-        the lines below it.
+        the lines below it. `also`: rows over earlier values, whose products are added to A·v.
         """
         R = len(A)
-        waiting: dict[int, Array] = {start: A}
+        waiting: dict[int, Array] = {**(also or {}), start: A}
         c, error = np.zeros(R), np.zeros(R)
         proposed = {} if slopes is None else dict(zip(self.network.activations(), slopes, strict=True))
         for i in range(start, -1, -1):
@@ -260,8 +269,8 @@ class Bounds:
         )
         return out.reshape(len(A), *layer.shape_in), step.sum(1), missed
 
-    def _at_x0(self, a: Array, c: Array, error: Array) -> tuple[Array, Array, Array]:
-        """(a, a·x0 + c, its error)."""
+    def at_x0(self, a: Array, c: Array, error: Array) -> tuple[Array, Array, Array]:
+        """Rows over x as rows over δ: (a, a·x0 + c, its error)."""
         total = c + a @ self.x0
         return (
             a,
@@ -274,7 +283,7 @@ class Bounds:
     def shortfall(self, start: int, q: Array, shift: float, row: Array, b: float, slopes: Sequence[Array] | None) -> float:
         """By how much row·δ + b ≤ q·v(δ) + shift is missed on the cell; ≤ 0 proves it."""
         with np.errstate(all="ignore"):
-            a, const, error = self._at_x0(*self.back(start, q.reshape(1, *self.network.shape(start)), slopes))
+            a, const, error = self.at_x0(*self.back(start, q.reshape(1, *self.network.shape(start)), slopes))
             D = row[None] - a
             error = error + U * (np.abs(D) @ self.region.size) + self.region.dim * TINY
             best = math.inf

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 STEPS, AGAIN = 150, 50  # from nothing, and from multipliers of a similar region; at effort 1, 2, …
 LONG = 150  # times 4^effort, in float64
 EVERY = 25
+TANGENTS, SHRINK, CLOSE = (
+    30,
+    0.05,
+    1e-12,
+)  # rounds of the search for a cut's multiplier, what each takes off the bracket's ends at least, and when it ends
 Rough = NDArray[Any]
 
 
@@ -169,3 +174,68 @@ def _threshold(size: Rough, omega: Rough, r: Any) -> Rough:
     last = np.maximum((theta < t).sum(1) - 1, 0)
     out: Rough = np.maximum(np.take_along_axis(theta, last[:, None], 1), 0)
     return out
+
+
+# ----------------------------------------------------------------------------------------------- ball and box, and one half-space
+
+
+def length_multiplier(size: Rough, cap: Rough, radius: float, tolerance: float = 1e-15) -> Rough:
+    """μ ≥ 0 with ‖min(size/μ, cap)‖₂ ≈ radius, row by row; 0 where ‖cap‖₂ is below it."""
+    mu = np.sqrt((size**2).sum(1)) / radius
+    for _ in range(100):
+        stopped = size >= mu[:, None] * cap
+        left = radius * radius - np.where(stopped, cap * cap, 0).sum(1)
+        free = np.sqrt(np.where(stopped, 0, size * size).sum(1))
+        new = np.where(free > 0, np.where(left > 0, free / np.sqrt(np.maximum(left, 1e-300)), mu), 0.0)
+        new = np.minimum(new, mu)
+        if (new >= mu * (1 - tolerance)).all():
+            break
+        mu = new
+    out: Rough = mu
+    return out
+
+
+def peak(region: Region, A: Rough) -> tuple[Rough, Rough]:
+    """Roughly (max A·δ, a maximiser) over ball ∩ box, for rows A (R, d)."""
+    v = np.where(A > 0, region.hi, np.where(A < 0, region.lo, 0.0))
+    if math.isfinite(region.radius) and region.norm.p in ("1", "2"):
+        size, cap = np.abs(A) / region.scale, np.clip(np.where(A > 0, region.hi, -region.lo) * region.scale, 0, region.radius)
+        if region.norm.p == "2":
+            mu = length_multiplier(size, cap, region.radius, 1e-9)[:, None]
+            take = np.where(mu > 0, np.minimum(size / np.where(mu > 0, mu, 1), cap), cap)
+        else:
+            order = np.argsort(-size, axis=1)
+            caps, take = np.take_along_axis(cap, order, 1), np.empty_like(cap)
+            np.put_along_axis(take, order, np.clip(region.radius - np.cumsum(caps, 1) + caps, 0, caps), 1)
+        v = np.sign(A) * take / region.scale
+    return (A * v).sum(1), v
+
+
+def cut_multiplier(region: Region, A: Rough) -> Rough:
+    """Roughly the γ ≥ 0 (R,) at which max (A − γ a)·δ + γ h over ball ∩ box is least, with a·δ ≤ h the region's cut: where tangents meet, in a bracket."""
+    last = region.blocks[-1]
+    a, h = region.K.dense_row(last.at.start), float(last.right[0])
+
+    def at(g: Rough) -> tuple[Rough, Rough]:
+        top, v = peak(region, A - g[:, None] * a)
+        return top + g * h, h - v @ a
+
+    low = np.zeros(len(A))
+    low_value, low_slope = at(low)
+    best, value, settled = low, low_value, low_slope >= 0
+    high, high_value, high_slope = np.full(len(A), np.inf), np.zeros(len(A)), np.zeros(len(A))
+    g = 0.5 * np.sqrt((A**2).sum(1)) / (math.sqrt(float(a @ a)) + 1e-300)
+    for _ in range(TANGENTS):
+        if settled.all():
+            break
+        here, slope = at(g)
+        better, falls = (here < value) & ~settled, slope < 0
+        best, value = np.where(better, g, best), np.where(better, here, value)
+        low, low_value, low_slope = np.where(falls, g, low), np.where(falls, here, low_value), np.where(falls, slope, low_slope)
+        high, high_value, high_slope = np.where(falls, high, g), np.where(falls, high_value, here), np.where(falls, high_slope, slope)
+        bounded = np.isfinite(high)
+        end = np.where(bounded, high, low + 1)
+        meet = (high_value - low_value + low_slope * low - high_slope * end) / np.minimum(low_slope - high_slope, -1e-300)
+        g = np.where(bounded, np.clip(meet, low + SHRINK * (end - low), end - SHRINK * (end - low)), 4 * low + 1e-9)
+        settled = settled | (end - low <= CLOSE * end) | (bounded & (low_value + low_slope * (meet - low) >= value - CLOSE * np.abs(value)))
+    return best

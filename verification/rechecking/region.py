@@ -14,6 +14,7 @@ floats miss of q meets |δ_i| ≤ max(|lo_i|, |hi_i|). A group norm's ball is on
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from verification.certificate_format import Cell, Document, NormSpec
 from verification.checker import Hull, exact, float_down, float_up
 from verification.rechecking.layers import INFLATE, TINY, Array, U, gamma
-from verification.rechecking.multipliers import Search
+from verification.rechecking.multipliers import Search, cut_multiplier, length_multiplier
 
 CHUNK = 1 << 22  # numbers in one temporary of the search for multipliers
 DENSE = 1 << 16
@@ -66,6 +67,11 @@ class Matrix:
         """u (R, m) → u K (R, d)."""
         dense = self.__dict__["dense"]
         return _gather(self.__dict__["halves"][1], u, self.shape[1]) if dense is None else u @ dense
+
+    def dense_row(self, j: int) -> Array:
+        at = self.row == j
+        out: Array = np.bincount(self.column[at], self.data[at], minlength=self.shape[1]).astype(np.float64)
+        return out
 
     @property
     def longest(self) -> int:
@@ -148,7 +154,18 @@ class Region:
         self.size = np.maximum(np.abs(self.lo), np.abs(self.hi))
         self.K, self.blocks = _couple(doc, cell.radius)
         self.K_size = self.K.absolute()
+        self.capped, self._effort = False, effort
         self._search = Search(self, effort) if self.blocks and np.isfinite(self.size).all() else None
+
+    def cut(self, a: Array, h: float) -> Region:
+        """The part of the region with a·δ ≤ h, which becomes its last block. A region takes one such cut."""
+        out, m, at = copy.copy(self), self.K.shape[0], np.flatnonzero(a)
+        row, column = np.concatenate([self.K.row, np.full(len(at), m)]), np.concatenate([self.K.column, at])
+        out.K = Matrix(np.concatenate([self.K.data, a[at]]), row, column, (m + 1, self.dim))
+        out.K_size = out.K.absolute()
+        out.blocks = [*self.blocks, Block(slice(m, m + 1), "rows", np.array([h]), np.zeros(1))]
+        out._search, out.capped = None if self._search is None else Search(out, self._effort), True
+        return out
 
     @property
     def bounded(self) -> bool:
@@ -157,14 +174,27 @@ class Region:
     def above(self, A: Array, start: Array | None = None, *, search: bool = True) -> tuple[Array, Array]:
         """(an upper bound (R,) of max A·δ, multipliers (R, m) that may start a later search) for rows A (R, d); without `search` u stays 0."""
         best, m = self._bound(A, None), self.K.shape[0]
-        if self._search is None or not search or not len(A):
+        if (self._search is None and not self.capped) or not search or not len(A):
             return best, np.zeros((len(A), m)) if start is None else start
         width, found = max(1, CHUNK // (self.dim + m)), np.zeros((len(A), m))
         for i in range(0, len(A), width):
             part = slice(i, i + width)
-            found[part] = self._search.run(A[part], None if start is None else start[part])
-            best[part] = np.fmin(best[part], self._bound(A[part], found[part]))
+            if self._search is not None:
+                found[part] = self._search.run(A[part], None if start is None else start[part])
+                best[part] = np.fmin(best[part], self._bound(A[part], found[part]))
+            if self.capped:
+                found[part, -1] = 0.0
+                u = np.concatenate([b.feasible(found[part, b.at]) for b in self.blocks], 1)
+                found[part, -1] = cut_multiplier(self, A[part] - self.K.back(u))
+                best[part] = np.fmin(best[part], self._bound(A[part], found[part]))
         return best, found
+
+    def rough(self, A: Array) -> Array:
+        """Multipliers (R, m) of the parts that are no boxes, for rows A (R, d), as a search finds them; any are valid once `feasible`."""
+        if self._search is None:
+            return np.zeros((len(A), self.K.shape[0]))
+        u = self._search.run(A, None)
+        return np.concatenate([b.feasible(u[:, b.at]) for b in self.blocks], 1)
 
     def _bound(self, A: Array, u: Array | None) -> Array:
         """The sum of the theorem with multipliers u (R, m), and w in closed form, rounded up."""
@@ -207,25 +237,9 @@ class Region:
             last = np.minimum((spent < self.radius).sum(1), self.dim - 1)
             mu = np.where(spent[:, -1] <= self.radius, 0.0, np.take_along_axis(np.take_along_axis(v, order, 1), last[:, None], 1)[:, 0])
             return np.clip(A, -mu[:, None] * self.scale, mu[:, None] * self.scale)
-        mu = multiplier(v, cap, self.radius)[:, None]
+        mu = length_multiplier(v, cap, self.radius)[:, None]
         full = mu * cap * self.scale
         return np.where(np.abs(A) <= full, A, np.sign(A) * full)
-
-
-def multiplier(size: Array, cap: Array, radius: float) -> Array:
-    """μ ≥ 0 with ‖min(size/μ, cap)‖₂ ≈ radius, row by row; 0 where ‖cap‖₂ is below it."""
-    mu = np.sqrt((size**2).sum(1)) / radius
-    for _ in range(100):
-        stopped = size >= mu[:, None] * cap
-        left = radius * radius - np.where(stopped, cap * cap, 0).sum(1)
-        free = np.sqrt(np.where(stopped, 0, size * size).sum(1))
-        new = np.where(free > 0, np.where(left > 0, free / np.sqrt(np.maximum(left, 1e-300)), mu), 0.0)
-        new = np.minimum(new, mu)
-        if (new >= mu * (1 - 1e-15)).all():
-            break
-        mu = new
-    out: Array = mu
-    return out
 
 
 def _couple(doc: Document, radius: float) -> tuple[Matrix, list[Block]]:

@@ -25,6 +25,7 @@ import numpy as np
 from verification.certificate_format import FLIP_ROW, MARGIN_ROW, Cell, Document, FormatError, Inner, Split
 from verification.checker import exact, float_up
 from verification.rechecking.bounds import Bounds
+from verification.rechecking.flips import Flips
 from verification.rechecking.layers import Add, Affine, Array
 from verification.rechecking.network import LayerError, Network, read_model, same_words
 from verification.rechecking.outputs import Findings, Point, check_outputs, points
@@ -33,7 +34,6 @@ from verification.rechecking.region import Region
 __all__ = ["Findings", "check_model", "check_outputs", "check_rows"]
 
 WORK = 1 << 25  # numbers in all multipliers and rows, times 4^effort, up to which better multipliers are sought: a minute or so
-SOME = 1e-300  # a positive margin
 MOST = 9  # reasons of one kind that are told
 
 
@@ -145,7 +145,7 @@ def _value_at(network: Network, split: Split) -> int | None:
 
 def _rows_missed(doc: Document, network: Network, bounds: Bounds, cell: Cell, k: int) -> list[str]:
     last, missed = len(network.nodes) - 1, []
-    margins = [j for j, of in enumerate(cell.row_of) if of == MARGIN_ROW]
+    margins = [j for j, of in enumerate(cell.row_of) if of < 0]
     for j, (row, b) in enumerate(zip(cell.a, cell.b, strict=True)):
         if cell.row_of[j] >= 0:
             split = cell.path[cell.row_of[j]]
@@ -156,20 +156,36 @@ def _rows_missed(doc: Document, network: Network, bounds: Bounds, cell: Cell, k:
             start, shift, slopes = place, split.side * split.cut, None
         else:
             start, q, shift = last, np.array(doc.rows[k]), doc.shifts[k]
-            slopes = _proposal(network, cell, margins.index(j)) if j in margins else None
+            slopes = _proposal(network, cell, margins.index(j)) if cell.row_of[j] == MARGIN_ROW else None
         short = math.inf
         for choice in [slopes, None] if slopes is not None else [None]:
             short = min(short, bounds.shortfall(start, q, shift, np.array(row), b, choice))
             if short <= 0:
                 break
-        if cell.row_of[j] == FLIP_ROW and short > 0:  # or nothing flips on the cell, and the row says nothing
-            short = min(short, bounds.shortfall(start, q, shift, np.zeros(len(row)), SOME, None))
+        if cell.row_of[j] == FLIP_ROW and short > 0 and Flips.knows(bounds):
+            short = min(short, _flips(network, bounds, cell, q, shift, j).shortfall(np.array(row), b))
         if short > 0:
             missed.append(
                 f"row {j} is not derived from the weights (short by {short:.3g})"
                 + (", it speaks of flips alone" if cell.row_of[j] == FLIP_ROW else "")
             )
     return missed
+
+
+def _flips(network: Network, bounds: Bounds, cell: Cell, q: Array, shift: float, row: int) -> Flips:
+    """What flips of row q·f + shift obey in the cell, with the certificate's slopes and multipliers for its row `row` where it has them."""
+    splits = [(place, s) for s in cell.path if s.at != "input" and (place := _value_at(network, s)) is not None]
+    told = [r for r, of in enumerate(cell.row_of) if of < 0].index(row)
+    slopes = _proposal(network, cell, told)
+    beta = [v for v, s in zip(cell.splits[told], cell.path, strict=True) if s.at != "input"] if told < len(cell.splits) else []
+    return Flips(
+        bounds,
+        q,
+        shift,
+        splits,
+        None if slopes is None else dict(zip(network.activations(), slopes, strict=True)),
+        np.array(beta) if len(beta) == len(splits) else None,
+    )
 
 
 def _proposal(network: Network, cell: Cell, row: int) -> list[Array] | None:
