@@ -11,6 +11,7 @@ one. Every bound is affine in ℓ(r) (`affine`), hence valid at other radii too,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,6 +163,17 @@ class Region:
         """
         constant, slope = self.affine(A, radius)
         r = self._radii(A, radius)
+        return constant + slope * level(r, self.p)
+
+    def window_support(self, A: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        """An upper bound (n, s) of max { A_i·δ_w(i) : δ ∈ R } for rows A (n, s, k) that see a few coordinates w(i) each: exact for a ball and a box.
+
+        `pick` takes (n, d) to the windows (n, s, k), 0 where one hangs over the edge. Of other pieces of C nothing is used: they are left out, the bound stays valid.
+        """
+        scale, lo, hi = (pick(v.expand(self.count, self.dim)) for v in (self.scale, self.lo, self.hi))
+        scaled = torch.where(scale > 0, A / torch.where(scale > 0, scale, 1.0), 0.0)
+        r = self._radii(A, None)
+        constant, slope = affine_support(scaled, lo, hi, r, self.p)
         return constant + slope * level(r, self.p)
 
     def affine(self, A: Tensor, radius: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,13 @@ class Library:
     BoundedTensor: Any
     PerturbationLpNorm: Any
     eyeC: Any
+    Patches: Any
     patches_to_matrix: Any
+    inplace_unfold: Any
     Bound: Any
     BoundActivation: Any
     BoundMatMul: Any
+    BoundMul: Any
     BoundDiv: Any
     BoundAdd: Any
     BoundSub: Any
@@ -64,10 +67,22 @@ def library() -> Library:
         auto_LiRPA.BoundedTensor,
         auto_LiRPA.PerturbationLpNorm,
         auto_LiRPA.utils.eyeC,
+        auto_LiRPA.patches.Patches,
         auto_LiRPA.patches.patches_to_matrix,
+        auto_LiRPA.patches.inplace_unfold,
         *(
             getattr(auto_LiRPA.bound_ops, field)
-            for field in ("Bound", "BoundActivation", "BoundMatMul", "BoundDiv", "BoundAdd", "BoundSub", "BoundMaxPool", "BoundAveragePool")
+            for field in (
+                "Bound",
+                "BoundActivation",
+                "BoundMatMul",
+                "BoundMul",
+                "BoundDiv",
+                "BoundAdd",
+                "BoundSub",
+                "BoundMaxPool",
+                "BoundAveragePool",
+            )
         ),
     )
 

@@ -7,6 +7,7 @@
     onnx::Div           by a computed value: McCormick's planes over lines of the reciprocal; by a constant, the library's
     onnx::Sqrt          a curve: the library's bounds of it are wrong
     onnx::Add, Sub      the library's, but for stored values
+    onnx::Mul           the library's, but for stored values and patches
     onnx::MaxPool, AveragePool  the library's where windows tile the input; its own is wrong or missing where they overlap or are padded
 
 `verification/_lirpa_symbols.py` says which torch functions become which.
@@ -192,6 +193,13 @@ def custom_operators() -> dict[str, Any]:
             centre, radius = m @ c, r @ (c.abs() + e) + m.abs() @ e
             return centre - radius, centre + radius
 
+    class BoundMul(lib.BoundMul):  # type: ignore[misc, name-defined]
+        """The library's, but for patches times one stored number a channel, of any shape (0.3 takes four axes only)."""
+
+        def bound_backward(self, last_lA: Any, last_uA: Any, x: Any, y: Any) -> Any:
+            scaled = _patches_scaled(self, last_lA, last_uA, x, y)
+            return super().bound_backward(last_lA, last_uA, x, y) if scaled is None else scaled
+
     class BoundDiv(lib.BoundDiv):  # type: ignore[misc, name-defined]
         """x / y for y away from 0: with r = 1/y between lines, x r between McCormick's planes. Division by a stored constant is the library's."""
 
@@ -207,7 +215,8 @@ def custom_operators() -> dict[str, Any]:
 
         def bound_backward(self, last_lA: Any, last_uA: Any, x: Any, y: Any) -> Any:
             if self.is_constant_op:
-                return super().bound_backward(last_lA, last_uA, x, y)
+                scaled = None if x is not self.inputs[0] or not x.perturbed else _patches_scaled(self, last_lA, last_uA, x, y, inverse=True)
+                return super().bound_backward(last_lA, last_uA, x, y) if scaled is None else scaled
             (lAx, lAy, lbias), (uAx, uAy, ubias) = self._side(last_lA, x, y, True), self._side(last_uA, x, y, False)
             return [(lAx, uAx), (lAy, uAy)], lbias, ubias
 
@@ -235,11 +244,18 @@ def custom_operators() -> dict[str, Any]:
 
         def bound_backward(self, last_lA: Any, last_uA: Any, x: Any, y: Any) -> Any:
             stored = [v for v in (x, y) if not v.perturbed]
-            if len(stored) != 1 or not all(A is None or isinstance(A, Tensor) for A in (last_lA, last_uA)):
+            patches = any(isinstance(A, lib.Patches) for A in (last_lA, last_uA))
+            if len(stored) != 1 or not all(A is None or isinstance(A, Tensor | lib.Patches) for A in (last_lA, last_uA)):
                 return super().bound_backward(last_lA, last_uA, x, y)  # type: ignore[misc]
             other, (constant,) = (y if stored[0] is x else x), stored
+            if patches and tuple(other.output_shape[1:]) != tuple(self.output_shape[1:]):  # type: ignore[attr-defined]
+                raise NotImplementedError("patches over a value that is spread out")
             value, sides, biases = _stored(constant) * (1.0 if constant is x else self.sign), [], []
             for A in (last_lA, last_uA):
+                if isinstance(A, lib.Patches):  # outside the image a patch meets zeros, not the stored value
+                    biases.append(A.matmul(value, input_shape=(A.patches.shape[1], *self.output_shape[1:])).transpose(0, 1))  # type: ignore[attr-defined]
+                    sides.append(A if other is x or self.sign > 0 else A.create_similar(-A.patches))
+                    continue
                 biases.append(0 if A is None else (A * value).flatten(2).sum(-1))
                 sides.append(None if A is None else self.broadcast_backward(A if other is x else self.sign * A, other))  # type: ignore[attr-defined]
             lines_ = [(sides[0], sides[1]), (None, None)]
@@ -347,8 +363,30 @@ def custom_operators() -> dict[str, Any]:
         "lde::Softmax": BoundSoftmax,
         "lde::Normal": BoundNormal,
         "onnx::MatMul": BoundMatMul,
+        "onnx::Mul": BoundMul,
         "onnx::Div": BoundDiv,
     }
+
+
+def _patches_scaled(node: Any, last_lA: Any, last_uA: Any, x: Any, y: Any, inverse: bool = False) -> Any:
+    """A (z c) as (A c) z for patches A and a stored c with one number a channel; None where this is not the case."""
+    patches = library().Patches
+    held = [v for v in (x, y) if not v.perturbed]
+    if len(held) != 1 or not all(A is None or isinstance(A, patches) for A in (last_lA, last_uA)):
+        return None
+    other = y if held[0] is x else x
+    shape = tuple(node.output_shape[1:])
+    if len(shape) != 3 or tuple(other.output_shape[1:]) != shape:
+        return None
+    value = _stored(held[0])
+    value = value.reshape((1,) * (4 - value.ndim) + tuple(value.shape)) if value.ndim < 4 else value
+    if value.shape[0] != 1 or tuple(value.shape[2:]) != (1, 1):
+        return None
+    c = value.expand(1, shape[0], 1, 1).reshape(shape[0], 1, 1)
+    c = 1 / c if inverse else c
+    sides = [None if A is None else A.create_similar(A.patches * c) for A in (last_lA, last_uA)]
+    lines_ = [(sides[0], sides[1]), (None, None)]
+    return lines_ if other is x else lines_[::-1], 0, 0
 
 
 def _dense(A: Any) -> Tensor:

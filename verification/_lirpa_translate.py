@@ -40,11 +40,11 @@ def float64_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def convert(model: nn.Module, probe: Tensor) -> Any:
+def convert(model: nn.Module, probe: Tensor, conv_modes: Sequence[str] = ("patches", "matrix")) -> Any:
     """auto_LiRPA's module, tried out on one input. Convolutions are bounded as patches, which keeps memory small; what breaks those (0.3 trips over sums
     of vectors and grouped convolutions) is bounded as matrices. Raises InputError that names the layer that neither can do."""
     failure: Exception = NotImplementedError("no layers")
-    modes = ("patches", "matrix") if any(isinstance(m, nn.Conv2d) for m in model.modules()) else ("matrix",)
+    modes = conv_modes if any(isinstance(m, nn.Conv2d) for m in model.modules()) else ("matrix",)
     with _overheard() as said:
         for mode in modes:
             try:
