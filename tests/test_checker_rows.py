@@ -170,7 +170,7 @@ def test_a_residual_connection_is_read_from_its_file(folder: Path) -> None:
     assert (low <= f(x0)).all()
     assert (high >= f(x0)).all()
     bounds = bounds_of(network, x0, 2, 0.3)
-    a, const, error = bounds._at_x0(*bounds.back(len(network.nodes) - 1, np.eye(3)))
+    a, const, error = bounds.at_x0(*bounds.back(len(network.nodes) - 1, np.eye(3)))
     delta = in_ball(2, 5, 0.3, 3000)
     assert (delta @ a.T + const - error <= f(x0 + delta) + 1e-12).all()
 
@@ -363,7 +363,7 @@ def test_derived_rows_lie_below_the_network(name: str, norm: Any, folder: Path) 
     rng = np.random.default_rng(0)
     activations = [int(np.prod(network.shape(i))) for i in network.activations()]
     for slopes in (None, [rng.uniform(-0.2, 1.2, n) for n in activations]):  # any slopes give a valid row
-        a, const, error = bounds._at_x0(*bounds.back(len(network.nodes) - 1, np.array([[1.0, 0.0, 0.0]]), slopes))
+        a, const, error = bounds.at_x0(*bounds.back(len(network.nodes) - 1, np.array([[1.0, 0.0, 0.0]]), slopes))
         delta = attacked(net, x0, a[0], norm, radius)
         true = net(torch.as_tensor(x0 + delta.reshape(-1, *shape))).detach().numpy()[:, 0]
         slack = true - (delta @ a[0] + const[0] - error[0])
@@ -416,7 +416,7 @@ def test_rounding_is_on_the_safe_side_of_rational_arithmetic(seed: int, size: fl
     network = Network((3,), tuple(nodes))
     x0 = np.random.default_rng(seed).normal(size=3)
     bounds = bounds_of(network, x0, "inf", 0.25)
-    a, const, error = bounds._at_x0(*bounds.back(4, np.array([[1.0, -1.0], [-1.0, 1.0]])))
+    a, const, error = bounds.at_x0(*bounds.back(4, np.array([[1.0, -1.0], [-1.0, 1.0]])))
     for d in np.random.default_rng(seed + 1).choice([-0.25, -0.125, 0.0, 0.125, 0.25], size=(12, 3)):
         exactly = [Fraction(v) for v in d.tolist()]
         x = [Fraction(v) + w for v, w in zip(x0.tolist(), exactly, strict=True)]
