@@ -17,6 +17,7 @@ from typing import Any
 
 from formulations.errors import InputError
 from formulations.norms import Norm
+from formulations.whole_file import whole_file
 from lde_cvx import report
 from lde_cvx.auditing.case import Case, applicant_id, norm_name, prepare
 from lde_cvx.auditing.record import AuditRow, from_json, to_json
@@ -170,9 +171,5 @@ def forget_other_audits(folder: Path, certificates: Path, case: Case) -> None:
 
 def write(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from formulations.errors import InputError
+from formulations.whole_file import whole_file
 from verification.certificate_format import FormatError, canonical, read, self_hash
 
 __all__ = ["NAME", "WORDS", "Entry", "Manifest", "claim_hash", "compare", "read_manifest", "write_manifest"]
@@ -99,16 +99,8 @@ def write_manifest(folder: str | Path, files: Iterable[str | Path], model: str |
     }  # fmt: skip
     record["sha256"] = self_hash(record)
     target = root / NAME
-    draft = target.with_name(f".{NAME}.{os.getpid()}.part")
-    try:
-        with open(draft, "wb") as stream:
-            stream.write(json.dumps(record, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, target)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise InputError(f"{target}: cannot be written ({error.strerror or error}); name a folder that is writable.") from None
+    with whole_file(target) as draft:
+        draft.write_bytes(json.dumps(record, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n")
     return target
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from formulations.errors import DependencyError, InputError
+from formulations.whole_file import whole_file
 
 __all__ = ["is_signed_by", "new_key", "sign", "signature_path"]
 
@@ -53,12 +54,9 @@ def sign(path: str | Path, private: str | Path) -> Path:
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise InputError(f"{private}: is no Ed25519 private key in PEM without a password; `lde sign --new-key FILE` makes one.")
     target = signature_path(Path(path))
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        draft.write_bytes(key.sign(_read(path, "file", None)))
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
+    signature = key.sign(_read(path, "file", None))
+    with whole_file(target) as draft:
+        draft.write_bytes(signature)
     return target
 
 

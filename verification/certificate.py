@@ -10,7 +10,6 @@ and poor multipliers cost tightness, never truth.
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import re
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InputError
+from formulations.whole_file import whole_file
 from verification import checker
 from verification.certificate_format import FORMAT, VERSION, FormatError, canonical, input_hash, parse, read, self_hash, weights_hash
 from verification.checker import CheckReport, CheckStatus, Verdict
@@ -192,18 +192,8 @@ class Certificate:
     def save(self, path: str | Path) -> Path:
         """Writes canonical JSON; the file appears whole or not at all. Raises InputError when it cannot be written."""
         target = Path(path)
-        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with open(draft, "wb") as handle:
-                handle.write(canonical(self.record) + b"\n")
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(draft, target)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise InputError(
-                f"{target}: cannot be written ({error.strerror or error}); name a folder that exists and is writable."
-            ) from None
+        with whole_file(target) as draft:
+            draft.write_bytes(canonical(self.record) + b"\n")
         return target
 
     @staticmethod

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from formulations.errors import InputError
+from formulations.whole_file import whole_file
 from lde_cvx.ablate.cases import Case, build_case
 from lde_cvx.ablate.grid import Grid
 from lde_cvx.explainer import LagrangeDualExplainer
@@ -140,12 +141,8 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _norm_name(p: Any) -> str:

@@ -169,5 +169,5 @@ def _plot(frame: pd.DataFrame, path: Path) -> None:
     axes[0][0].set_ylabel("milliseconds an instance (median over norms)")
     axes[0][-1].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, format="png", dpi=130)
     plt.close(figure)

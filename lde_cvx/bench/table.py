@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import pandas as pd
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+
+from formulations.whole_file import whole_file
 
 
 def show(frame: pd.DataFrame, title: str, console: Console) -> None:
@@ -30,11 +30,6 @@ def show(frame: pd.DataFrame, title: str, console: Console) -> None:
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary neighbour of `path`, then rename it: the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with whole_file(path) as draft:
+        write(draft)
     return path

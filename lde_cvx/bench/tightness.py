@@ -148,4 +148,4 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         handles = [Line2D([], [], color="0.35", marker=MARKERS[m], ms=9 if MARKERS[m] == "*" else 6, lw=0, label=m) for m in methods]
         handles += [Line2D([], [], color=f"C{k}", lw=3, label=name) for k, name in enumerate(networks)]
         figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, format="png", dpi=130)

@@ -207,5 +207,5 @@ def plot(each: pd.DataFrame, path: Path) -> None:
     handles = [Line2D([], [], color=c, label=m) for m, c in colours.items()]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=8)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, format="png", dpi=130)
     plt.close(figure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from formulations.whole_file import whole_file
 from lde_cvx.model_files import FORMAT, describe
 
 Shape = tuple[int, ...]
@@ -121,9 +121,8 @@ def save(net: nn.Sequential, path: Path) -> Path:
     from safetensors.torch import save as encode
 
     tensors = {name: t.detach().contiguous().clone() for name, t in net.state_dict().items()}
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    draft.write_bytes(encode(tensors, {"architecture": json.dumps({"format": FORMAT, "model": _described(net)})}))
-    os.replace(draft, path)
+    with whole_file(path) as draft:
+        draft.write_bytes(encode(tensors, {"architecture": json.dumps({"format": FORMAT, "model": _described(net)})}))
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.table import Table
 
 from formulations.errors import InputError
+from formulations.whole_file import whole_file
 from lde_cvx.cli.common import out
 
 if TYPE_CHECKING:
@@ -56,9 +56,5 @@ def _write(data: Dataset, to: Path) -> None:
     if not hasattr(data.X, "to_csv"):
         raise InputError(f"--to {to}: {data.name} holds images, not a table; load it with lde_cvx.data in Python.")
     table = data.X.assign(**{"class": [data.classes[k] for k in data.y]})
-    draft = to.with_name(f".{to.name}.{os.getpid()}.part")
-    try:
+    with whole_file(to) as draft:
         table.to_csv(draft, index=False)
-        os.replace(draft, to)
-    finally:
-        draft.unlink(missing_ok=True)
