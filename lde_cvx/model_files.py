@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
+from lde_cvx.normalize import Normalize
 from verification.certificate_format import FormatError, decode
 
 FORMAT = "lde-layers-1"
@@ -60,6 +61,7 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ELU: ("alpha",),
     nn.Softplus: ("beta", "threshold"),
     nn.Softmax: ("dim",),
+    Normalize: ("shape",),
 }
 _BY_NAME: dict[str, Callable[..., nn.Module]] = {kind.__name__: kind for kind in LAYERS}
 

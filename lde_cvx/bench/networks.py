@@ -18,6 +18,7 @@ from formulations.sets import Box, ConvexSet
 from lde_cvx.data import VARIABLE, mnist
 from lde_cvx.model_files import load_model, load_torch_state, save_model
 from lde_cvx.models import digits_model, german_credit_model
+from lde_cvx.normalize import Normalize
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ def mnist_cnn(n: int) -> Case:
     first = layers[0]
     # conv((x − m)/s) with zero padding of the normalised image: only the interior could be folded exactly, so it stays a layer of its own
     model = nn.Sequential(
-        _Normalise(0.1307, 0.3081),
+        Normalize(torch.full((1, 1, 1), 0.1307, dtype=torch.float64), torch.full((1, 1, 1), 0.3081, dtype=torch.float64)),
         first,
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -124,15 +125,6 @@ def cases(cache: Path, *, quick: bool, tell: Callable[[str], object]) -> Iterato
             yield build()
         except InputError as reason:
             tell(f"left out: {reason}")
-
-
-class _Normalise(nn.Module):
-    def __init__(self, mean: float, deviation: float) -> None:
-        super().__init__()
-        self.mean, self.deviation = mean, deviation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.deviation
 
 
 def _correct(model: nn.Module, X: Array, y: Any, n: int) -> Tensor:

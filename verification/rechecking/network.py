@@ -28,6 +28,7 @@ import numpy as np
 
 from verification.certificate_format import FormatError, decode, weights_hash
 from verification.rechecking.layers import (
+    TINY,
     Activation,
     Add,
     Affine,
@@ -346,6 +347,20 @@ def _flatten(a: _Arguments) -> list[Layer]:
     return [Reshape(a.shape, (*a.shape[: start - 1], math.prod(a.shape[start - 1 : end]), *a.shape[end:]))]
 
 
+def _normalize(a: _Arguments) -> list[Layer]:
+    """(x − mean)/std, whose tensors broadcast against x: 1/std is off by one rounding, mean/std by another."""
+    small = tuple(a["shape"])
+    if np.broadcast_shapes(small, a.shape) != a.shape:
+        raise a.refuse(f"does not take inputs of shape {a.shape}")
+    mean, std = (np.ascontiguousarray(np.broadcast_to(a.tensor(key, *small), a.shape)) for key in ("mean", "std"))
+    if not std.min() > 0:
+        raise a.refuse("has a std that is not positive")
+    shift = mean / std
+    if not (np.isfinite(1 / std).all() and np.isfinite(shift).all()):
+        raise a.refuse("has a std too small for float64")
+    return [Scale.of(1 / std, -shift, 2 * U * np.abs(shift) + TINY, 2 * U)]
+
+
 def _leaky(a: _Arguments) -> list[Layer]:
     slope = float(a["negative_slope"])
     if not 0 <= slope <= 1:
@@ -356,7 +371,7 @@ def _leaky(a: _Arguments) -> list[Layer]:
 _KINDS: dict[str, Callable[[_Arguments], list[Layer]]] = {
     "Linear": _linear, "Conv1d": _conv(1), "Conv2d": _conv(2), "BatchNorm1d": _batch_norm, "BatchNorm2d": _batch_norm,
     "AvgPool1d": _average(1), "AvgPool2d": _average(2), "AdaptiveAvgPool1d": _adaptive(1), "AdaptiveAvgPool2d": _adaptive(2),
-    "MaxPool1d": _max(1), "MaxPool2d": _max(2), "ZeroPad2d": _zero_pad, "Flatten": _flatten, "LeakyReLU": _leaky,
+    "MaxPool1d": _max(1), "MaxPool2d": _max(2), "ZeroPad2d": _zero_pad, "Flatten": _flatten, "LeakyReLU": _leaky, "Normalize": _normalize,
     "ReLU": lambda a: [Rectifier(a.shape)], "Tanh": lambda a: [Tanh(a.shape)], "Sigmoid": lambda a: [Sigmoid(a.shape)],
 }  # fmt: skip
 
@@ -402,6 +417,8 @@ def _words(kind: str, r: Mapping[str, Any]) -> str:
         return str(_tuple(r["padding"]))
     if kind == "Flatten":
         return f"start_dim={r['start_dim']}, end_dim={r['end_dim']}"
+    if kind == "Normalize":
+        return f"shape={_tuple(r['shape'])}"
     return f"negative_slope={r['negative_slope']}" if kind == "LeakyReLU" else ""
 
 
