@@ -14,9 +14,11 @@ from formulations.errors import InputError
 from formulations.norms import INF, Norm
 from formulations.sets import Box, Ellipsoid, LpBall, Polytope, TotalVariation
 from tests.exact_example import Case, network
-from verification.branching import BranchingStop, branch_radii, branch_radius
+from verification.branching import BranchingStop, Effort, branch_radii, branch_radius
+from verification.branching.branch import _Search
 from verification.decision import Decision
 from verification.exact import ExactResult, exact_radius
+from verification.exact.question import Question
 from verification.relu_chain import ReluChain
 
 EXACT = 1e-6
@@ -79,18 +81,21 @@ def test_branching_finds_the_radius_at_length(seed):
 def test_leaves_hold_for_every_flip(seed, limit):
     """Attack: flips that random search and the exact answer find obey the rows of the leaf they lie in, and none is nearer than the leaf says."""
     c, norm, constraints = scene(seed)
-    found = branch_radius(c.chain, c.x0, c.decision, norm, constraints, node_limit=limit)
+    attack(branch_radius(c.chain, c.x0, c.decision, norm, constraints, node_limit=limit).trees, seed)
+
+
+def attack(trees, seed):
+    c, norm, constraints = scene(seed)
     d = len(c.x0)
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(3000, d)) * rng.uniform(0.01, 1.5, (3000, 1))
     placed = constraints.relative_to(c.x0)
     points = [p for p in points if placed.contains(p, 1e-12)]
     points += [truth(seed).delta] if np.isfinite(truth(seed).delta).all() else []
-    assert any(np.isfinite(truth(s).delta).all() for s in (1, 6, 11, 16))
     for p in points:
         zs = [z.numpy()[0] for z in c.chain.preactivations(torch.tensor((c.x0 + p)[None]))]
         length = float(norm.value(p))
-        for tree in found.trees:
+        for tree in trees:
             if c.decision.margins(zs[-1][None])[0][tree.row] > 0:
                 continue
             assert length >= tree.lower * (1 - 1e-9)
@@ -99,6 +104,31 @@ def test_leaves_hold_for_every_flip(seed, limit):
             for leaf in home:
                 assert length >= leaf.lower * (1 - 1e-9)
                 assert length > leaf.radius or (leaf.a @ p + leaf.b <= 1e-9).all()
+
+
+def test_some_attack_is_a_flip():
+    assert any(np.isfinite(truth(s).delta).all() for s in (1, 6, 11, 16))
+
+
+def test_a_question_goes_on_at_a_smaller_radius():
+    """Begun beyond the radius, then drawn back below it: what was open closes, and its leaves hold for every flip."""
+    retreats = 0
+    for seed in (0, 1, 2, 15, 16, 17):
+        c, norm, constraints = scene(seed)
+        exact = truth(seed)
+        if not (exact.closed and 0 < exact.upper < INF):
+            continue
+        search = _Search(Question.build(c.chain, c.x0, c.decision, norm, constraints), 2 * exact.upper, None, EXACT, Effort(), None, None)
+        tree = search._plant(1.3 * exact.upper)
+        tree.step(lambda: False)
+        retreats += tree.open > 0
+        tree.retreat(0.98 * exact.upper)
+        while tree.open:
+            tree.step(lambda: False)
+        search._credit(tree)
+        assert search.lower >= 0.98 * exact.upper * (1 - 1e-9)
+        attack(search.trees.values(), seed)
+    assert retreats >= 2
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

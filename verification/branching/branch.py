@@ -1,8 +1,9 @@
 r"""The radius by branch and bound:  v* = min ‖Wδ‖  s.t.  m_k(δ) ≤ 0 for some row k,  δ ∈ C,  for chains of affine maps and ReLUs.
 
 Questions at fixed radii, "does some row fall within R?" (verification/branching/tree.py), chosen by verification/branching/schedule.py. One that closes raises the
-lower bound; rows that closed at a larger radius are not asked again; flips met on the way lower the goal. A question is begun afresh at its own
-radius: the bounds of the whole region are then tighter, and trees smaller, than what a question at a larger radius leaves behind.
+lower bound; rows that closed at a larger radius are not asked again; flips met on the way lower the goal. A question at a larger radius is begun afresh.
+One that is given up goes on at a smaller radius, in the smaller region's bounds, where few of its cells are open or little is left of the budgets; else
+a new one is begun there, whose tree is smaller than what the larger radius leaves behind.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ from verification.exact.question import Question, Witness
 from verification.exact.relaxation import Relaxation
 from verification.relu_chain import ReluChain
 
-SHARE = 0.45  # of the budgets that are left: what one question may take,
-LAST = 0.4  # and all of it when no more than this part of the whole is left
+SHARE = 0.6  # of the budgets that are left: what one question may take before its radius shrinks,
+LEAST = 0.02  # and at least this part of the whole
+LAST = 0.4  # part of the whole that no question is begun in after one that did not close
+SPEND = 0.7  # of the budgets that are left: what the next question should cost
+RETREAT = 0.5  # open cells, in those that a question begun afresh should have, up to which one goes on at a smaller radius
 TOLERANCE = 1e-6
 FARTHEST = 2.0**40  # times the first radius: where a search without witness and without bounded set gives up
 
@@ -115,6 +119,7 @@ class _Search:
         self.trees = {k: RowTree(k, question.decision.rivals[k], self.nearest * (1 - 1e-9), ()) for k in range(question.rows)}
         self.nodes, self.begun = 0, time.perf_counter()
         self.memory = Memory()
+        self.asked, self.asked_at = self.begun, 0  # when the last question was begun, and the cells before it
 
     @property
     def lower(self) -> float:
@@ -144,7 +149,7 @@ class _Search:
                 closed = self._ask(tree, schedule.quota, end, most)
                 if closed:
                     self._credit(tree)
-                    schedule.closed.append((tree.radius, tree.nodes))
+                    schedule.close(tree.radius, tree.nodes)
                 else:
                     schedule.given_up.append((tree.radius, tree.nodes))
                 goal = self._goal()
@@ -158,8 +163,13 @@ class _Search:
                     return self._result(BranchingStop.CLOSED if met else BranchingStop.UNRESOLVED)
                 if not closed:
                     radius = min(schedule.after_giving_up(self.lower, tree.radius), goal)
+                    if tree.open <= RETREAT * schedule.expected(radius) or self._is_late(end, most):
+                        tree.retreat(radius)
+                        continue
                 elif goal < INF:
-                    radius = schedule.after_closing(self.lower, goal, CAUTIOUS if goal < self.reach else BOLDEST)
+                    radius = schedule.after_closing(
+                        self.lower, goal, CAUTIOUS if goal < self.reach else BOLDEST, self._affordable(tree, end, most)
+                    )
                 elif (radius := 2 * self.lower) > FARTHEST * first:
                     return self._result(BranchingStop.BEYOND)
                 tree = self._plant(min(max(radius, self.lower * (1 + 1e-7)), max(goal, self.lower * (1 + 1e-7))))
@@ -167,6 +177,16 @@ class _Search:
             if tree is not None:
                 self._credit(tree)
             return self._result(BranchingStop.INTERRUPTED)
+
+    def _is_late(self, end: float, most: float) -> bool:
+        """Is too little left of the budgets for another question to be begun?"""
+        return end - time.perf_counter() <= LAST * (end - self.begun) or most - self.nodes <= LAST * most
+
+    def _affordable(self, tree: Tree, end: float, most: float) -> float:
+        """The cells that the next question may have, for as much time each as the last question took."""
+        left = end - time.perf_counter()
+        pace = (time.perf_counter() - self.asked) / max(self.nodes - self.asked_at, 1)
+        return SPEND * min(left / max(pace, 1e-9) if left < INF else INF, most - self.nodes)
 
     def _look_everywhere(self) -> None:
         """Rows that interval arithmetic keeps positive on all of C need no radius, which an unbounded set would not end without."""
@@ -201,6 +221,7 @@ class _Search:
             self.memory,
             self.hull,
         )
+        self.asked, self.asked_at = time.perf_counter(), self.nodes
         tree.plant()
         return tree
 
@@ -231,14 +252,15 @@ class _Search:
 
     def _ask(self, tree: Tree, quota: int, end: float, most: float) -> bool:
         """Work on one question until it closes (True), outgrows its quota, or takes more than its share of what is left of the budgets."""
-        before, now = self.nodes, time.perf_counter()
-        time_share = 1.0 if end - now <= LAST * (end - self.begun) else SHARE
-        node_share = 1.0 if most - before <= LAST * most else SHARE
-        late_at, last = now + time_share * (end - now), before + node_share * (most - before)
-        quota = quota if time_share == node_share == SHARE else 1 << 60
+        now, before = time.perf_counter(), self.nodes
+        late_at, last = (
+            now + max(SHARE * (end - now), min(end - now, LEAST * (end - self.begun))),
+            before + max(SHARE * (most - before), min(most - before, LEAST * most)),
+        )
+        quota = tree.nodes + quota if not self._is_late(end, most) else 1 << 60
 
         def late() -> bool:
-            self.nodes = before + tree.nodes
+            self.nodes = self.asked_at + tree.nodes
             if tree.witness is not None and (self.witness is None or tree.witness.upper < self.witness.upper):
                 self.witness = tree.witness
             if self.progress is not None:

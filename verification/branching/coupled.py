@@ -33,9 +33,16 @@ class Pull:
 
 @dataclass(eq=False)
 class Memory:
-    """The last pulls of the rows of a network's neurons, by name: where the next cell's, or the next question's, begin."""
+    """The last pulls and slopes of the rows of a network's neurons: where the next cell's, or the next question's, begin."""
 
     kept: dict[tuple[str, int], Pull] = field(default_factory=dict)
+    slopes: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def slopes_of(self, layer: int, widths: tuple[int, ...], device: torch.device) -> list[Tensor]:
+        """Per earlier layer (2 h, h'), float32: the last slopes of the layer's h neurons, from below and from above; −1 before there are any. To be written to."""
+        if layer not in self.slopes:
+            self.slopes[layer] = [torch.full((2 * widths[layer], w), -1.0, dtype=torch.float32, device=device) for w in widths[:layer]]
+        return self.slopes[layer]
 
     def recall(self, name: tuple[str, int], index: Tensor) -> Pull | None:
         """For rows `index` (n, s); None before the first `keep`."""

@@ -7,7 +7,8 @@ A change that flips obeys the cell's row, so an open neuron only has to be bound
     later layers     on flips m ≤ 0, so for any γ ≥ 0:   z ≥ z + γ m ≥ affine minorant in v       and the same for −z
 
 The second kind adds γ m to z *before* the ReLUs of the earlier layers are bounded by lines, where parts of the two cancel. γ ≥ 0 and the slopes
-α of the earlier layers, both free for every neuron, are raised by a few Adam steps in float32; the bound is what they give in float64.
+α of the earlier layers, both free for every neuron, are raised by a few Adam steps in float32; the bound is what they give in float64. The steps
+begin with the slopes that the neuron had last, in whatever cell: what is best changes little from one to the next.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from verification.branching.coupled import Pull
 from verification.branching.network import Lines, Network
 
 MOST = 96  # neurons of a later layer and a cell in one go
-STEPS = 5
-RATE = 0.25
+STEPS = 3
+RATE = 0.1
 CHUNK = 1 << 20  # numbers in one temporary
 
 
@@ -80,6 +81,7 @@ def narrow(network: Network, ball: Ball, cells: Cells, most: int = MOST) -> Cell
                 offsets,
                 start,
                 ball.memory.recall(("cap", l), both),
+                both,
             )
         if pull is not None:
             ball.memory.keep(("cap", l), 2 * W.shape[0], both[0], pull.at(0))
@@ -96,14 +98,26 @@ def narrow(network: Network, ball: Ball, cells: Cells, most: int = MOST) -> Cell
 
 
 def _later_layer(
-    network: Network, ball: Ball, cells: Cells, layer: int, rows: Tensor, offsets: Tensor, start: Tensor, pull: Pull | None
+    network: Network, ball: Ball, cells: Cells, layer: int, rows: Tensor, offsets: Tensor, start: Tensor, pull: Pull | None, which: Tensor
 ) -> Capped:
-    """(lower bounds, γ), each (n, s), of rows·relu(z_{layer−1}) + offsets on flips, in chunks; and the set's multipliers."""
+    """(lower bounds, γ), each (n, s), of rows·relu(z_{layer−1}) + offsets on flips, in chunks; and the set's multipliers.
+
+    which (n, s): the places of the rows' neurons in gamma.
+    """
     joint = Joint.of(network, cells, layer)
     n, s, width = rows.shape
     step = max(1, CHUNK // (s * max(width, network.dim)))
     pieces = [slice(k, k + step) for k in range(0, n, step)]
-    return joined([joint.take(i).bound(ball, rows[i], offsets[i], start[i], None if pull is None else pull.at(i)) for i in pieces], 0)
+    known = ball.memory.slopes_of(layer, network.widths, rows.device)
+    out, found = [], []
+    for i in pieces:
+        warm = [v[which[i]] for v in known]
+        capped, slopes = joint.take(i).bound(ball, rows[i], offsets[i], start[i], None if pull is None else pull.at(i), warm)
+        out.append(capped)
+        found.append([v[0] for v in slopes])
+    for v, new in zip(known, found[0], strict=True):
+        v[which[0]] = new
+    return joined(out, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +162,14 @@ class Joint:
             self.head.to(dtype), self.const.to(dtype), lines, cast(self.slopes), cast(self.pulls), cast(self.weights), cast(self.shifts)
         )
 
-    def bound(self, ball: Ball, rows: Tensor, offsets: Tensor, start: Tensor, pull: Pull | None) -> Capped:
-        """(lower bounds, γ), each (n, s)."""
+    def bound(
+        self, ball: Ball, rows: Tensor, offsets: Tensor, start: Tensor, pull: Pull | None, warm: list[Tensor]
+    ) -> tuple[Capped, list[Tensor]]:
+        """(lower bounds, γ), each (n, s), and the set's multipliers; the slopes. `warm` (n, s, h) per earlier layer: slopes to begin with, < 0 where there are none."""
         quick = self.to(torch.float32)
         link = ball.region.coupling
         gamma, slopes = start.float(), [v.unsqueeze(1).expand(*rows.shape[:2], -1) for v in quick.slopes]
+        slopes = [torch.where(w < 0, v, x.clip(w)) for v, w, x in zip(slopes, warm, quick.lines, strict=True)]
         cold = gamma == 0
         unit = rows.float().abs().mean(-1) / quick.head.abs().mean(-1, keepdim=True).clamp(min=1e-30)
         gamma = torch.where(cold, 0.3 * unit, gamma)
@@ -174,7 +191,7 @@ class Joint:
             assert pull is not None
             top, pull = ball.over(-A, pull.u), ball.pull(-A, pull)
             top = torch.minimum(top, ball.over(-A, pull.u))
-        return const - top - PAD * (1 + const.abs() + top.abs()), found, pull
+        return (const - top - PAD * (1 + const.abs() + top.abs()), found, pull), slopes
 
     def climb(
         self,
@@ -215,10 +232,7 @@ class Joint:
             rise = rise + (y @ self.head.unsqueeze(-1)).squeeze(-1)
             moves = adam.steps([rise, *turns])
             gamma = (gamma + RATE * torch.maximum(unit, gamma) * moves[0]).clamp(min=0)
-            slopes = [
-                torch.minimum(torch.maximum(s + RATE * move, x.least.unsqueeze(1)), x.most.unsqueeze(1))
-                for s, move, x in zip(slopes, moves[1:], self.lines, strict=True)
-            ]
+            slopes = [x.clip(s + RATE * move) for s, move, x in zip(slopes, moves[1:], self.lines, strict=True)]
         return kept_gamma, kept_slopes, kept_mu
 
     def _minorant(self, rows: Tensor, offsets: Tensor, gamma: Tensor, slopes: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:

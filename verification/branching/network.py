@@ -35,6 +35,10 @@ class Lines:
     def low(self, slope: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(slope, self.least), self.most)
 
+    def clip(self, slopes: Tensor) -> Tensor:
+        """Slopes (n, s, h) of s rows in their range."""
+        return torch.minimum(torch.maximum(slopes, self.least.unsqueeze(1)), self.most.unsqueeze(1))
+
     def steeper(self) -> Tensor:
         """The lower slope of the smaller triangle: 1 where u > −l, else 0."""
         return self.low((self.up > 0.5).to(self.up.dtype))

@@ -33,6 +33,7 @@ from verification.branching.region import RegionProgram
 from verification.exact.question import Question, Witness
 
 BATCH = 1 << 21  # (neurons × inputs) of the cells of one batch: beyond, batching gains nothing and answers come late
+RETREATING = 64  # cells raised in one go when the radius shrinks
 CLOSE = 4e-7  # relative distance of a region's bound and a witness in it that will do
 ENUMERATED, ENUMERATED_SMALL, SMALL = (
     2,
@@ -108,6 +109,19 @@ class Tree:
 
     def shrink(self, radius: float) -> None:
         self.ball = Ball.of(self.region, min(radius, self.radius), self.ball.memory)
+
+    def retreat(self, radius: float) -> None:
+        """Go on at a smaller radius: the open cells take over the bounds of the smaller region, and their rows are raised on it."""
+        self.shrink(radius)
+        cells = self._pop(len(self._heap))
+        if cells is None:
+            return
+        lower, upper = plain_bounds(self.network, self.ball)
+        lower = tuple(torch.maximum(mine, new) for mine, new in zip(cells.lower, lower, strict=True))
+        upper = tuple(torch.maximum(torch.minimum(mine, new), l) for mine, new, l in zip(cells.upper, upper, lower, strict=True))
+        cells = replace(cells, lower=lower, upper=upper)
+        pieces = torch.split(torch.arange(len(cells), device=cells.b.device), RETREATING)
+        self._push(Cells.cat([self._close(ascend(self.network, self.ball, cells.take(i), self.effort.steps).cells) for i in pieces]))
 
     # ------------------------------------------------------------------------------------------------------------------- root
 
