@@ -8,6 +8,7 @@ growing     what falls most within a ball that grows until it flips
 sampling    random changes no longer than the best witness
 feasible    pulling a solver's answer back into the set
 search      sequential linearisation, growing balls, random probes, monotone polish
+regions     small ReLU networks: the exact nearest flip of one activation region after another
 witness     find_witness
 multiplier  witness_multiplier: λ of the boundary at a witness, local
 counterfactuals  several witnesses of one input that move different columns, whole where a schema says so

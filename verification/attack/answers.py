@@ -58,6 +58,7 @@ class Witness:
     violation: float
     forward: int
     backward: int
+    regions: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,7 @@ class Witnesses:
     margin      (n,) that row's margin at x0 + delta in float64 (≤ 0), NaN where none was found
     violation   (n,) largest violation of the set at delta (≤ 1e-9), NaN where none was found
     forward     (n,) forward passes spent, backward (n,) backward passes spent
+    regions     (n,) convex programs of activation regions that were solved (small ReLU networks alone); each counts as a pass of each kind too
     """
 
     delta: Array
@@ -80,6 +82,7 @@ class Witnesses:
     violation: Array
     forward: NDArray[np.intp]
     backward: NDArray[np.intp]
+    regions: NDArray[np.intp]
     stop: Stop
     seconds: float
 
@@ -102,7 +105,7 @@ class Witnesses:
     def __getitem__(self, i: int) -> Witness:
         return Witness(
             self.status[i], self.delta[i], float(self.upper[i]), int(self.rival[i]), int(self.row[i]), float(self.margin[i]),
-            float(self.violation[i]), int(self.forward[i]), int(self.backward[i]),
+            float(self.violation[i]), int(self.forward[i]), int(self.backward[i]), int(self.regions[i]),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Witness]:

@@ -13,7 +13,8 @@ class Effort:
     `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped). Then for every (keep, times) of `polish`, the
     `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes (`last_crossing` at the end), and `saturated` more
     where margins say little about distances. Before each entry of `polish` but the first, `samples` changes no longer than the best witness are looked
-    at, and the `restarts` of them that are nearest to flipping are approached as well.
+    at, and the `restarts` of them that are nearest to flipping are approached as well. On chains of at most `neurons` ReLUs (128 features, 20,000
+    weights), where the convex program of an activation region costs little, up to `regions` of them are solved at the end.
     """
 
     rivals: int = 9
@@ -28,6 +29,8 @@ class Effort:
     crossing: int = 4
     last_crossing: int = 10
     saturated: int = 8
+    regions: int = 40
+    neurons: int = 64
 
     @property
     def phases(self) -> int:

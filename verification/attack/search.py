@@ -11,6 +11,8 @@ two: where the new point does not flip, the segment is searched for the crossing
 Between rounds of polishing, random changes no longer than the best witness are looked at (forward passes alone), and approached from where they nearly
 flip: other pieces of a folded boundary are met this way.
 
+On small chains of ReLUs the regions about the best witnesses are then solved exactly (regions.py).
+
 Every point stays in C: C is convex, and points only come from the subproblem or lie between two that do.
 """
 
@@ -28,7 +30,9 @@ from verification.attack.effort import Effort
 from verification.attack.growing import grow
 from verification.attack.lanes import Lanes, distinct, place, smallest
 from verification.attack.network import Network
+from verification.attack.regions import Hopper
 from verification.attack.subproblem import Subproblem
+from verification.relu_chain import ReluChain
 
 OVERSHOOT = 0.02  # while approaching, a row m is asked to fall by this much more of |m|
 BLEND = 0.1  # largest share of the answer measured from x0 in a step (FAB's α_max)
@@ -48,14 +52,15 @@ class Search:
 
     def __init__(
         self, net: Network, steps: Subproblem, norm: Norm, budget: Budget, effort: Effort, seeds: list[int], deadline: float,
-        tick: Callable[[], None],
+        tick: Callable[[], None], chain: ReluChain | None = None,
     ) -> None:  # fmt: skip
         self.net, self.steps, self.norm, self.budget, self.effort = net, steps, norm, budget, effort
         self.seeds, self.deadline, self.tick = seeds, deadline, tick
         self.w = torch.tensor(norm.scale(net.d).copy(), device=net.device)
-        self.anchor = steps.anchor
+        self.anchor, self.chain = steps.anchor, chain
         self.best = torch.full_like(net.x0, float("nan"))
         self.length = torch.full_like(net.x0[:, 0], INF)
+        self.regions = torch.zeros_like(net.forward_passes)
 
     def run(self) -> Stop:
         """Search until the starts or the budget are used up; whatever ends it, `best` holds the best so far."""
@@ -100,6 +105,8 @@ class Search:
                 self._polish(lanes, radius)
                 self.tick()
         self._finish(lanes)
+        if self.chain is not None:
+            Hopper(self, self.chain).hop(lanes)
 
     def _aim(self, inputs: Tensor) -> tuple[Lanes, Tensor, Tensor]:
         """Lanes at the anchors, one for each of the rows that look nearest there, with their margins and gradients."""

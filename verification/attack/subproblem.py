@@ -49,6 +49,12 @@ class Subproblem(Protocol):
     def sample(self, who: Tensor, noise: Tensor, length: Tensor, lanes: Lanes) -> Tensor:
         """(lanes, d) changes in C, about as long as `length`, from normal `noise`; `lanes` are points in C to mix them from. `who` is sorted."""
 
+    def parts_of(self, i: int) -> tuple[Part, ...]:
+        """C_i over the change."""
+
+    def inside(self, i: int, delta: Array) -> Array:
+        """A point of C_i near δ, which lies outside by no more than a solver's tolerance."""
+
     def violation(self, i: int, delta: Array) -> float:
         """Largest violation of C_i at δ."""
 
@@ -96,8 +102,14 @@ class BoxStep:
         anywhere = base + torch.where(noise > 0, hi - base, base - lo).nan_to_num(posinf=1e3) * torch.erf(noise)
         return torch.where(torch.isfinite(length)[:, None], point, anywhere).clamp(lo, hi)
 
+    def parts_of(self, i: int) -> tuple[Part, ...]:
+        return tuple(p.at(i) for p in self.parts)
+
+    def inside(self, i: int, delta: Array) -> Array:
+        return np.clip(delta, self.lo[i].cpu().numpy(), self.hi[i].cpu().numpy())
+
     def violation(self, i: int, delta: Array) -> float:
-        return violation(delta, [p.at(i) for p in self.parts])
+        return violation(delta, self.parts_of(i))
 
 
 class ProgramStep:
@@ -168,6 +180,12 @@ class ProgramStep:
 
     def sample(self, who: Tensor, noise: Tensor, length: Tensor, lanes: Lanes) -> Tensor:
         return mixed(who, noise, lanes, self.anchor)
+
+    def parts_of(self, i: int) -> tuple[Part, ...]:
+        return self._at[i]
+
+    def inside(self, i: int, delta: Array) -> Array:
+        return self._pull(delta, self._at[i], self.anchor[i].cpu().numpy())[0]
 
     def violation(self, i: int, delta: Array) -> float:
         return violation(delta, self._at[i])

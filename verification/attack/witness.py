@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InputError
 from formulations.norms import INF, Array, Norm
@@ -17,6 +18,7 @@ from formulations.sets.base import FEASIBILITY, ConvexSet
 from verification.attack.answers import Budget, Stop, Witnesses
 from verification.attack.effort import Effort
 from verification.attack.network import Network
+from verification.attack.regions import small_chain
 from verification.attack.search import Search
 from verification.attack.subproblem import BoxStep, Subproblem, subproblem
 from verification.decision import Decision
@@ -68,6 +70,7 @@ def find_witness(
         raise InputError(f"find_witness: {len(decisions)} decisions for {n} inputs; give one each, or one for all.")
     size = max(1, CHUNK // (d * 2 * (effort or BOX_EFFORT).rivals))
     starts = range(0, n, size)
+    chain = small_chain(twin, tuple(inputs.shape[1:]), d, (effort or BOX_EFFORT).neurons) if (effort or BOX_EFFORT).regions else None
     answers, stop = [], Stop.COMPLETE
     for g, i in enumerate(starts):
         chunk = slice(i, i + size)
@@ -80,17 +83,17 @@ def find_witness(
         how = effort or (BOX_EFFORT if isinstance(steps, BoxStep) else PROGRAM_EFFORT)
         deadline = INF if budget.seconds is None else begun + budget.seconds * (g + 1) / len(starts)
         tick = _ticker(progress, g * how.phases, len(starts) * how.phases)
-        search = Search(net, steps, norm, budget, how, [_seed(seed, z) for z in net.x0.cpu().numpy()], deadline, tick)
+        search = Search(net, steps, norm, budget, how, [_seed(seed, z) for z in net.x0.cpu().numpy()], deadline, tick, chain)
         ended = search.run()
         stop = ended if ended is not Stop.COMPLETE else stop
-        answers.append(_checked(net, steps, norm, search.best, chosen))
+        answers.append(_checked(net, steps, norm, search.best, chosen, search.regions))
     return _joined(answers, stop, time.monotonic() - begun)
 
 
-_Answer = tuple[Array, Array, Array, Array, Array, Array, Array, Array]
+_Answer = tuple[NDArray[Any], ...]  # the fields of `Witnesses` in order
 
 
-def _checked(net: Network, steps: Subproblem, norm: Norm, best: torch.Tensor, decisions: list[Decision]) -> _Answer:
+def _checked(net: Network, steps: Subproblem, norm: Norm, best: torch.Tensor, decisions: list[Decision], regions: torch.Tensor) -> _Answer:
     """Evaluate every candidate once more, alone from the search, and keep those that lie in C and flip."""
     delta, upper = best.cpu().numpy().copy(), np.full(net.n, INF)
     rival, row = np.full(net.n, -1), np.full(net.n, -1)
@@ -106,18 +109,21 @@ def _checked(net: Network, steps: Subproblem, norm: Norm, best: torch.Tensor, de
                 margin[i], violation[i] = float(margins[k, lowest[k]]), max(outside, 0.0)
                 upper[i] = float(norm.value(delta[i])) * (1 + (net.d + 4) * np.finfo(float).eps)  # rounded up: it bounds from above
     delta[~np.isfinite(upper)] = np.nan
-    return delta, upper, rival, row, margin, violation, net.forward_passes.cpu().numpy(), net.backward_passes.cpu().numpy()
+    spent = (v.cpu().numpy() for v in (net.forward_passes, net.backward_passes, regions))
+    return delta, upper, rival, row, margin, violation, *spent
 
 
 def _nothing(net: Network) -> _Answer:
     blank = np.full(net.n, np.nan)
-    spent = net.forward_passes.cpu().numpy(), net.backward_passes.cpu().numpy()
+    spent = net.forward_passes.cpu().numpy(), net.backward_passes.cpu().numpy(), np.zeros(net.n, dtype=np.intp)
     return np.full((net.n, net.d), np.nan), np.full(net.n, INF), np.full(net.n, -1), np.full(net.n, -1), blank, blank, *spent
 
 
 def _joined(answers: list[_Answer], stop: Stop, seconds: float) -> Witnesses:
-    delta, upper, rival, row, margin, violation, forward, backward = (np.concatenate(field) for field in zip(*answers, strict=True))
-    return Witnesses(delta, upper, rival, row, margin, violation, forward, backward, stop, seconds)
+    delta, upper, rival, row, margin, violation, forward, backward, regions = (
+        np.concatenate(field) for field in zip(*answers, strict=True)
+    )
+    return Witnesses(delta, upper, rival, row, margin, violation, forward, backward, regions, stop, seconds)
 
 
 def _seed(seed: int, x0: Array) -> int:
