@@ -58,7 +58,7 @@ def standard_layers(model: nn.Module) -> nn.Module:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     norm.running_mean.fill_(float(first.mean))  # type: ignore[arg-type]
-    norm.running_var.fill_(float(first.deviation) ** 2)  # type: ignore[arg-type]
+    norm.running_var.fill_(float(first.std) ** 2)  # type: ignore[arg-type]
     return nn.Sequential(norm, *rest).eval().requires_grad_(False)
 
 
