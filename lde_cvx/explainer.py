@@ -27,7 +27,7 @@ from formulations.status import Status
 from lde_cvx.confirm import confirmed
 from lde_cvx.explanation import Explanation
 from lde_cvx.inputs import Batch, check_inside, read_batch
-from lde_cvx.price_reading import BindingProgram
+from lde_cvx.price_reading import BindingProgram, BoundaryAtWitness
 from lde_cvx.progress import Progress, progress_bar, silent
 from lde_cvx.searching import SEARCHES, SECONDS, binding_row, check_searchable, search_radii
 from lde_cvx.second_order import check_order, with_second_order
@@ -237,6 +237,7 @@ class LagrangeDualExplainer:
             linear_radius=linear.radius, linear_validity=validity[0], linear_certified_fraction=float(fraction[0]), seconds=seconds,
             feature_names=self.feature_names,
             binding=None if binding is None else BindingProgram.of(self.norm, a, b, C, x0, binding),
+            boundary=None if point is None else BoundaryAtWitness(self.model, batch.x[i], witness.delta, self.norm, C, decision, self.seed),
         )  # fmt: skip
 
     def _evidence(self, point: Array | None, x0: Array, witness: Witness) -> WitnessEvidence | None:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from formulations.kkt import KktDiagnosis, PriceFlag
-    from lde_cvx.price_reading import BindingProgram
+    from lde_cvx.price_reading import BindingProgram, BoundaryAtWitness
     from lde_cvx.second_order import SecondOrder
+    from verification.attack import WitnessMultiplier
     from verification.certificate import Certificate
     from verification.decision import Decision
 
@@ -50,6 +51,7 @@ class Explanation:
     quadratic_radius    value of the quadratic model over C, with order=2; None when not asked for, NaN when none was found. Not certified: see `quadratic`
     quadratic           that model's record: validity, certified fraction, both sides of its optimum, and whether the Hessian vanishes
     binding             the program that `multipliers` solve; its `diagnosis` says when λ may be read as a price
+    boundary            the network about the witness, from which `at_witness` is worked out; None when no witness was found
     """
 
     x0: Array
@@ -74,6 +76,7 @@ class Explanation:
     quadratic: SecondOrder | None = field(default=None, repr=False)
     binding: BindingProgram | None = field(default=None, repr=False)
     feature_names: Sequence[str] | None = field(default=None, repr=False)
+    boundary: BoundaryAtWitness | None = field(default=None, repr=False)
 
     @property
     def gap(self) -> float:
@@ -101,6 +104,14 @@ class Explanation:
     def is_price(self) -> bool:
         """May λ be read as a price: what one more unit of margin adds to the certified program's value, the same on both sides?"""
         return self.diagnosis is not None and self.diagnosis.is_price
+
+    @property
+    def at_witness(self) -> WitnessMultiplier | None:
+        """λ, KKT residual and active constraints at the witness itself, to be read beside the certified λ: local, not certified. Worked out on first use.
+
+        None without a witness, and where it flips by no more than rounding.
+        """
+        return None if self.boundary is None else self.boundary.multiplier
 
     @property
     def change(self) -> Array | None:
@@ -145,6 +156,16 @@ class Explanation:
     def _quadratic_words(self) -> str:
         return "" if self.quadratic is None else f", quadratic {self.quadratic.radius:.4g} ({self.quadratic.validity.name.lower()})"
 
+    def multiplier_words(self) -> tuple[str, ...]:
+        """λ, KKT residual and active constraints of the program behind the scores, then of the boundary at the witness."""
+        first = "λ of the linearised program" if self.method == "linear" else "certified λ"
+        words = [f"{first} {self.margin_multiplier:.4g}{_residual_and_active(self.diagnosis)}"]
+        local = self.at_witness
+        if local is not None:
+            standing = local.standing.name.lower().replace("_", " ")
+            words.append(f"local λ at the witness {local.lam:.4g} ({standing}){_residual_and_active(local.kkt)}")
+        return tuple(words)
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td style='text-align:left'>{html.escape(str(r.feature))}</td><td>{r.value:.4g}</td><td>{r.score:.4g}</td><td>{r.witness:.4g}</td></tr>"
@@ -154,6 +175,15 @@ class Explanation:
             f"<div><b>{html.escape(self.norm.label)}: {self.lower:.4g} ≤ distance ≤ {self.upper:.4g}</b> &nbsp; gap {self.gap:.1%}<br>"
             f"{html.escape(self.decision.label)}; binding rival {self.target}<br>"
             f"linearised radius {self.linear_radius:.4g}: {self.linear_validity.name.lower()}{self._quadratic_words()} (not certified by themselves)<br>"
+            f"{html.escape('; '.join(self.multiplier_words()))}<br>"
             f"<i>{html.escape(self.verdict.value)}</i>"
             f"<table><tr><th style='text-align:left'>feature</th><th>value</th><th>score λ|a|</th><th>witness</th></tr>{rows}</table></div>"
         )
+
+
+def _residual_and_active(kkt: KktDiagnosis | None) -> str:
+    """`, KKT residual 2e-09, active: box 3`: how many levels of each constraint hold with equality."""
+    if kkt is None or not math.isfinite(kkt.stationarity):
+        return ""
+    active = ", ".join(f"{name} {len(at)}" for name, at in kkt.active.items() if name != "margin" and len(at))
+    return f", KKT residual {kkt.stationarity:.1e}, active: {active or 'none'}"

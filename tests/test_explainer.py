@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from typing import Any
 
@@ -108,6 +109,25 @@ def test_scores_are_the_multiplier_times_the_certified_row(model: nn.Module, x0:
     assert lam == e.margin_multiplier > 0
     assert set(e.multipliers) == {"margin", "box"}
     assert set(e.prices) >= {"box"}
+
+
+def test_the_multiplier_at_the_witness_stands_beside_the_certified_one(model: nn.Module, x0: torch.Tensor) -> None:
+    e = explained(model, x0, norm="inf", constraints=BOX)
+    local = e.at_witness
+    assert local is e.at_witness  # worked out once
+    assert local.rival == outputs(model, e.witness[None])[0].argmax()
+    assert local.lam > 0
+    assert local.kkt.active["margin"].size
+    certified, at_witness = e.multiplier_words()
+    assert f"certified λ {e.margin_multiplier:.4g}, KKT residual" in certified
+    assert f"local λ at the witness {local.lam:.4g}" in at_witness
+    assert "active:" in certified
+    for words in (certified, at_witness):
+        assert html.escape(words) in e._repr_html_()
+    tight = explained(model, x0, norm="inf", constraints=lde.Box(-1e-3, 1e-3, on="change"))
+    assert tight.at_witness is None
+    assert len(tight.multiplier_words()) == 1
+    assert "linearised" in explained(model, x0, norm="inf", constraints=BOX, method="linear").multiplier_words()[0]
 
 
 def test_a_small_set_is_certified_unreachable(model: nn.Module, x0: torch.Tensor) -> None:

@@ -94,7 +94,7 @@ def show(e: Explanation, top: int) -> None:
         ("verdict", f"{e.verdict.name}: {e.verdict.value}"),
         ("binding rival", str(e.target)),
         ("linearised", f"{e.linear_radius:.6g}, {e.linear_validity.name.lower()}; certified up to {e.linear_certified_fraction:.0%} of it"),
-        ("λ", f"{e.margin_multiplier:.6g}"),
+        *(("λ", words) for words in e.multiplier_words()),
     ):
         facts.add_row(f"[bold]{key}[/]", words)
     out.print(facts)
