@@ -86,6 +86,7 @@ _HOME = {
     "SufficientReason": "lde_cvx.sufficient",
     "Relevance": "lde_cvx.sufficient",
     "Verdict": "verification.checker",
+    "Normalize": "lde_cvx.normalize",
     "load_model": "lde_cvx.models",
 }
 
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from lde_cvx.explanation import Explanation
     from lde_cvx.leg import LEG, LEGTV
     from lde_cvx.models import load_model
+    from lde_cvx.normalize import Normalize
     from lde_cvx.rate_distortion import RateDistortion
     from lde_cvx.second_order import SecondOrder, suggested_temperature
     from lde_cvx.sufficient import Relevance, SufficientReason

@@ -4,7 +4,7 @@ Level B proves, for every cell of a certificate, what level A takes as its premi
 
     a·δ + b ≤ m(δ)  for a margin row,      a·δ + b ≤ 0  for the row of a neuron split,      a·δ + b ≤ 0 where m(δ) ≤ 0  for a row of the flips.
 
-The last follows where a·δ + b ≤ m(δ) does, and is "cannot decide" where not: what branching learns of flips alone is not derived here.
+The last follows where a·δ + b ≤ m(δ) does, and else from what the checker itself derives of the cell's flips (flips.py).
 
 It derives rows of its own (bounds.py) and compares. The slopes of their lines come from the certificate ("relaxation") or are chosen here; bounds,
 intercepts and all rounding are proved here. A row that is not reached is "cannot decide", never "invalid": a better relaxation may prove it. A row that the
