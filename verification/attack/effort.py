@@ -13,7 +13,8 @@ class Effort:
     `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped). Then for every (keep, times) of `polish`, the
     `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes (`last_crossing` at the end), and `saturated` more
     where margins say little about distances. Before each entry of `polish` but the first, `samples` changes no longer than the best witness are looked
-    at, and the `restarts` of them that are nearest to flipping are approached as well. On chains of at most `neurons` ReLUs (128 features, 20,000
+    at, and the `restarts` of them that are nearest to flipping are approached as well. The shortest lane
+    settles for `settling` steps. On chains of at most `neurons` ReLUs (128 features, 20,000
     weights), where the convex program of an activation region costs little, up to `regions` of them are solved at the end.
     """
 
@@ -24,8 +25,9 @@ class Effort:
     probes: int = 8
     lost_probes: int = 32
     samples: int = 150
-    restarts: int = 2
-    polish: tuple[tuple[int, int], ...] = ((7, 3), (4, 4), (2, 10))
+    restarts: int = 1
+    polish: tuple[tuple[int, int], ...] = ((6, 3), (3, 5), (2, 9))
+    settling: int = 20
     crossing: int = 4
     last_crossing: int = 10
     saturated: int = 8
@@ -35,4 +37,4 @@ class Effort:
     @property
     def phases(self) -> int:
         """How many steps a search reports to `progress`, at most."""
-        return (1 + len(self.polish)) * (self.steps + 1) + self.growing_steps + 3 + sum(times for _, times in self.polish)
+        return (1 + len(self.polish)) * (self.steps + 1) + self.growing_steps + self.settling + 3 + sum(times for _, times in self.polish)

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from formulations.norms import INF
 from verification.attack.lanes import Lanes
@@ -22,11 +23,13 @@ FIRST = 0.3  # first ball, relative to the best length known
 ARRIVAL = 0.4  # part of the steps in which a ball that grows at the first rate reaches that length
 LEAST_RATE = 3e-3
 SHARES = (0.7, 0.05)  # of the way to the step's answer, first and last
+SETTLING_SHARES = (0.1, 0.01)
+SETTLING_RATES = (2e-3, 1e-4)
 
 
 def grow(search: Search, starts: Lanes, times: int) -> Lanes:
     """The shortest flipped point that each start's row leads to within `times` steps; the starts' own points only say how far a flip is."""
-    net, steps = search.net, search.steps
+    net = search.net
     known = torch.where(torch.isfinite(search.length), search.length, INF)[starts.who]
     far = torch.where(torch.isfinite(known), known, search.norm_of(starts.delta))
     starts, far = starts.take((far > 0).nonzero()[:, 0]), far[far > 0]
@@ -40,7 +43,7 @@ def grow(search: Search, starts: Lanes, times: int) -> Lanes:
         if not len(alive):
             break
         cosine = 0.5 * (1 + math.cos(math.pi * k / times))
-        who, here, rest = lanes.who[alive], point[alive], anchor[alive]
+        who, here = lanes.who[alive], point[alive]
         _, flipped, slope = net.linearise(here, who, lanes.row[alive])
         size = torch.where(flipped, search.norm_of(here), INF)
         better = size < lanes.length[alive]
@@ -48,13 +51,47 @@ def grow(search: Search, starts: Lanes, times: int) -> Lanes:
         if k:
             rate = max(fastest * cosine, LEAST_RATE)
             ball[alive] = torch.where(flipped, torch.minimum(ball[alive], size) * (1 - rate), ball[alive] * (1 + rate))
-        radius = ball[alive]
-        # a fall of ε‖W⁻¹a‖_* is the most that the ball without C gives: the answer is as long as ε or longer, and is drawn in
-        answer = steps.step(who, slope, radius * search.dual_norm_of(slope) - (slope * rest).sum(1))
-        answer = rest + (answer - rest) * (radius / search.norm_of(answer - rest).clamp(min=1e-300)).clamp(max=1.0)[:, None]
-        moved = here + (SHARES[1] + (SHARES[0] - SHARES[1]) * cosine) * (answer - here)
-        point[alive] = steps.outward(who, moved, radius / search.norm_of(moved - rest).clamp(min=1e-300))
+        point[alive] = _towards(search, who, here, slope, ball[alive], SHARES[1] + (SHARES[0] - SHARES[1]) * cosine)
         search.tick()
     found = lanes.take(torch.isfinite(lanes.length).nonzero()[:, 0])
     search.record(found)
     return found
+
+
+def settle(search: Search, starts: Lanes, times: int) -> Lanes:
+    """The shortest flipped point about each flipped start: the ball breathes about its length, ever less.
+
+    Where the boundary folds, one slope at a time leads a polish nowhere; small shares of the way to many slopes' answers add up to their mean, which is
+    what balances at the fold.
+    """
+    net = search.net
+    starts = starts.take(torch.isfinite(starts.length).nonzero()[:, 0])
+    lanes = Lanes(starts.who, starts.row, starts.delta.clone(), starts.length.clone())
+    point, ball = starts.delta.clone(), starts.length * (1 - SETTLING_RATES[0])
+    alive = torch.arange(len(lanes), device=net.device)
+    for k in range(times):
+        alive = alive[search.affordable(lanes.who[alive], 1, 1)]
+        if not len(alive):
+            break
+        share, rate = (first * (last / first) ** (k / times) for first, last in (SETTLING_SHARES, SETTLING_RATES))
+        who, here = lanes.who[alive], point[alive]
+        _, flipped, slope = net.linearise(here, who)
+        size = torch.where(flipped, search.norm_of(here), INF)
+        better = size < lanes.length[alive]
+        lanes.put(alive[better], here[better], size[better])
+        if k:
+            ball[alive] = torch.where(flipped, torch.minimum(ball[alive], size) * (1 - rate), ball[alive] * (1 + rate))
+        point[alive] = _towards(search, who, here, slope, ball[alive], share)
+        search.tick()
+    search.record(lanes)
+    return lanes
+
+
+def _towards(search: Search, who: Tensor, here: Tensor, slope: Tensor, radius: Tensor, share: float) -> Tensor:
+    """A `share` of the way from `here` to what falls most within the ball and C, drawn out to the ball's surface as far as the set is known to allow."""
+    rest = search.anchor[who]
+    # a fall of ε‖W⁻¹a‖_* is the most that the ball without C gives: the answer is as long as ε or longer, and is drawn in
+    answer = search.steps.step(who, slope, radius * search.dual_norm_of(slope) - (slope * rest).sum(1))
+    answer = rest + (answer - rest) * (radius / search.norm_of(answer - rest).clamp(min=1e-300)).clamp(max=1.0)[:, None]
+    moved = here + share * (answer - here)
+    return search.steps.outward(who, moved, radius / search.norm_of(moved - rest).clamp(min=1e-300))

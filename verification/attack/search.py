@@ -27,7 +27,7 @@ from torch import Tensor
 from formulations.norms import INF, GroupNorm, Norm
 from verification.attack.answers import Budget, Stop
 from verification.attack.effort import Effort
-from verification.attack.growing import grow
+from verification.attack.growing import grow, settle
 from verification.attack.lanes import Lanes, distinct, place, smallest
 from verification.attack.network import Network
 from verification.attack.regions import Hopper
@@ -104,6 +104,8 @@ class Search:
             for _ in range(times):
                 self._polish(lanes, radius)
                 self.tick()
+        if self.effort.settling:
+            lanes = Lanes.join(lanes, settle(self, lanes.take(smallest(lanes.who, lanes.length, 1)), self.effort.settling))
         self._finish(lanes)
         if self.chain is not None:
             Hopper(self, self.chain).hop(lanes)
