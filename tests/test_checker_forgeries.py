@@ -156,6 +156,7 @@ def test_proposed_slopes_are_help_only(honest: Any, folder: Path) -> None:
 @pytest.mark.parametrize(
     "relaxation",
     [{}, {"slopes": 3}, {"slopes": [[["x"]]]}, {"slopes": [[["inf"]]]}, {"slopes": [[], []]}, {"slopes": [], "inner": [{}]}, {"slopes": [], "more": 1},
+     {"slopes": [], "splits": [[]]}, {"slopes": [[]], "splits": [["0x1.0000000000000p+0"]]}, {"slopes": [[]], "splits": 3},
      {"slopes": [], "inner": [{"of": 1, "by": 1, "neurons": [], "inputs": [], "low": [], "up": []}]},
      {"slopes": [], "inner": [{"of": 1, "by": 0, "neurons": [-1], "inputs": [], "low": [[]], "up": [[]]}]},
      {"slopes": [], "inner": [{"of": 1, "by": 0, "neurons": [1], "inputs": [1], "low": [], "up": [["0x0.0p+0"]]}]}],
