@@ -81,11 +81,14 @@ class BoundEngine:
         self._check_parity(probe)
         self._row_bytes = _bytes_per_input(self._bounded, self.dim)
 
-    def rows(self, x0: Tensor, Q: Tensor, s: Tensor, region: Region, method: BoundMethod | str = BoundMethod.CROWN) -> Minorant:
+    def rows(
+        self, x0: Tensor, Q: Tensor, s: Tensor, region: Region, method: BoundMethod | str = BoundMethod.CROWN, *, part: bool = False
+    ) -> Minorant:
         """Minorants of the margins Q f(x0 + δ) + s on the region, for inputs x0 (n, *shape), Q (n, K, m), s (n, K).
 
-        Inputs are taken in chunks of bounded memory. Raises InputError on shapes that do not fit, a region without x0 and a layer that cannot be
-        bounded, and RuntimeError when a row lies above the network at δ = 0: a fault of the bound library.
+        `part`: the region is one of several whose union holds x0, so that it need not hold x0 itself, and may be empty. Inputs are taken in chunks of
+        bounded memory. Raises InputError on shapes that do not fit, a region without x0 and a layer that cannot be bounded, and RuntimeError when a row
+        lies above the network at δ = 0: a fault of the bound library.
         """
         how, n = BoundMethod.of(method), len(x0)
         if tuple(x0.shape[1:]) != self.input_shape or Q.shape[-1] != self.outputs or region.count != n or region.dim != self.dim:
@@ -94,7 +97,7 @@ class BoundEngine:
                 f"inputs of shape {self.input_shape} and {self.outputs} outputs."
             )
         without = torch.nonzero(~region.holds_zero()).flatten()
-        if len(without):
+        if len(without) and not part:
             raise InputError(f"rows: the region of input {int(without[0])} does not hold x0; an empty region would certify anything.")
         per_input = self._row_bytes * (3 if how is BoundMethod.ALPHA_CROWN else 1)
         width = max(1, int(self.memory // max(per_input, 1)))
@@ -119,8 +122,9 @@ class BoundEngine:
         b = b - SLACK * size
         lower = b - region.support(-a)
         broken = ~(torch.isfinite(a).all(-1) & torch.isfinite(b) & torch.isfinite(lower))
-        if bool((~broken & (b > value + 1e-6 * size)).any()):
-            i, k = (int(v) for v in torch.nonzero(~broken & (b > value + 1e-6 * size))[0])
+        above = ~broken & (b > value + 1e-6 * size) & region.holds_zero()[:, None]
+        if bool(above.any()):
+            i, k = (int(v) for v in torch.nonzero(above)[0])
             raise RuntimeError(f"bounds: row {k} of input {i} exceeds its margin at x0 ({float(b[i, k]):g} > {float(value[i, k]):g}); "
                                "a fault of the bound library.")  # fmt: skip
         nothing = torch.full_like(b, -torch.inf)
