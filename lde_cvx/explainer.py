@@ -55,8 +55,9 @@ class LagrangeDualExplainer:
 
     model        torch module (n, *shape) → (n, outputs); a float64 copy of it is explained
     norm         1, 2, "inf" or a `Norm`; constraints: a convex set, a function x0 → set, or None for all changes
-    method       "crown", "crown-ibp", "ibp" or "alpha-crown" bound the network; "branching" goes on from CROWN by branch and bound, on chains of affine layers and ReLUs,
-                 for `time_limit` (10) seconds an input; "exact" does so until the bracket closes; "linear" certifies nothing and is quick
+    method       "crown", "crown-ibp", "ibp" or "alpha-crown" bound the network; "branching" goes on from CROWN by branch and bound for `time_limit` (10) seconds an
+                 input, splitting ReLUs in chains of affine layers and ReLUs, and inputs elsewhere; "exact" does so until the bracket closes, on such chains
+                 alone; "linear" certifies nothing and is quick
     target       explain the flip towards this class alone; None: whichever rival is nearest
     order        2 adds the quadratic model's radius and its validity (`Explanation.quadratic`); temperature: of the softened ReLUs whose Hessian it takes
     decision     a `Decision`, or a function outputs (m,) → `Decision`, instead of "the predicted class stays ahead"
@@ -184,7 +185,7 @@ class LagrangeDualExplainer:
 
     def _explain_group(self, batch: Batch, decisions: list[Decision], C: ConvexSet | None, tell: Progress) -> list[Explanation]:
         begun, n = time.monotonic(), len(batch)
-        layers = check_searchable(self.model, batch.shape, C) if self.method in SEARCHES else []
+        layers = check_searchable(self.model, batch.shape, C, self.method) if self.method in SEARCHES else []
         linear = self._linear(batch, decisions, C, tell)
         witnesses = find_witness(
             self.model, batch.x, self.norm, C, decisions=decisions, seed=self.seed, device=self.device,
@@ -201,7 +202,8 @@ class LagrangeDualExplainer:
             if self.method in SEARCHES:
                 limit = self.time_limit or (SECONDS if self.method == "branching" else None)
                 radii, nearest = search_radii(
-                    self.model, batch.x, decisions, self.norm, C, rows.items, nearest, layers, seconds=limit, device=self.device, jobs=self.jobs,
+                    self.model, batch.x, decisions, self.norm, C, rows.items, nearest, layers, engine=self.engine(batch.shape), seconds=limit,
+                    device=self.device, jobs=self.jobs,
                     tell=lambda done, total: tell("branching", done, total),
                 )  # fmt: skip
         found = []

@@ -29,9 +29,10 @@ from formulations.support import Region
 from lde_cvx.confirm import confirmed
 from lde_cvx.inputs import Batch, check_inside, read_batch
 from lde_cvx.progress import silent
-from lde_cvx.searching import SEARCHES, SECONDS
+from lde_cvx.searching import SEARCHES, SECONDS, check_searchable
 from verification.attack import Budget, Witness, WitnessStatus, find_witness
 from verification.branching import branch_radius
+from verification.branching.inputs import split_inputs
 from verification.checker import Verdict
 from verification.decision import Decision
 from verification.lirpa import BoundMethod
@@ -194,6 +195,7 @@ class _Search:
     def refute(self) -> None:
         """A flip for every feature that is left, or with a complete method a proof that there is none."""
         complete = self.explainer.method in SEARCHES
+        chain = complete and check_searchable(self.explainer.model, self.batch.shape, self.C, self.explainer.method) is not None
         gain = self.whole.scores.ravel() * np.maximum(np.abs(self.lo), np.abs(self.hi))
         for i in [int(i) for i in np.argsort(-gain, kind="stable") if not self.free[i]]:  # the likeliest first
             left = self.end - time.monotonic()
@@ -210,15 +212,12 @@ class _Search:
             if complete and i not in self.flips:
                 seconds = e.time_limit or (SECONDS if e.method == "branching" else INF)
                 limit = min(seconds, self.end - time.monotonic())
-                result = branch_radius(
-                    e.model,
-                    self.batch.x[0],
-                    self.decision,
-                    e.norm,
-                    allowed,
-                    time_limit=None if limit == INF else max(limit, 0.0),
-                    device=e.device,
-                )
+                left_over = None if limit == INF else max(limit, 0.0)
+                if not chain:
+                    engine, x = e.engine(self.batch.shape), self.batch.x[0]
+                    self.free[i] = split_inputs(engine, x, self.decision, e.norm, allowed, time_limit=left_over).lower == INF
+                    continue
+                result = branch_radius(e.model, self.batch.x[0], self.decision, e.norm, allowed, time_limit=left_over, device=e.device)
                 if result.lower == INF:
                     self.free[i] = True
                 elif np.isfinite(result.delta).all():

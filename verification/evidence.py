@@ -114,7 +114,7 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
         )
     lam = np.maximum(_finite(np.atleast_1d(cell.lam)), 0.0)
     duals = [None if u is None else _finite(u) for u in cell.duals]
-    w = _from_box(a, lam, parts, duals, norm) if cell.w is None else np.asarray(cell.w, dtype=float)
+    w = from_box(a, lam, parts, duals, norm) if cell.w is None else np.asarray(cell.w, dtype=float)
     stored = [None if u is None or p.piece.kind in ("box", "custom") else hexes(np.maximum(u, 0.0) if p.piece.kind == "rows" else u)
               for p, u in zip(parts, duals, strict=True)]  # fmt: skip
     record: dict[str, Any] = {
@@ -132,7 +132,7 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
     return record
 
 
-def _from_box(a: Array, lam: Array, parts: Sequence[Part], duals: Sequence[Array | None], norm: Norm | float | str) -> Array | None:
+def from_box(a: Array, lam: Array, parts: Sequence[Part], duals: Sequence[Array | None], norm: Norm | float | str) -> Array | None:
     """w = −(c + μ_hi − μ_lo), which is stationarity; None (the checker's own choice) at p = 1, where clipping is exact, and without box multipliers."""
     from formulations.norms import GroupNorm, Norm
     from formulations.pieces import BallPiece, RowsPiece

@@ -163,13 +163,13 @@ class _Search:
                     return self._result(BranchingStop.CLOSED if met else BranchingStop.UNRESOLVED)
                 if not closed:
                     radius = min(schedule.after_giving_up(self.lower, tree.radius), goal)
-                    if tree.open <= RETREAT * schedule.expected(radius) or self._is_late(end, most):
+                    if goal < self.reach and (tree.open <= RETREAT * schedule.expected(radius) or self._is_late(end, most)):
                         tree.retreat(radius)
                         continue
                 elif goal < INF:
-                    radius = schedule.after_closing(
-                        self.lower, goal, CAUTIOUS if goal < self.reach else BOLDEST, self._affordable(tree, end, most)
-                    )
+                    near = goal < self.reach  # a flip is known: far from any, radii grow in long steps, and each question is cheap
+                    affordable = self._affordable(tree, end, most) if near else INF
+                    radius = schedule.after_closing(self.lower, goal, CAUTIOUS if near else BOLDEST, affordable)
                 elif (radius := 2 * self.lower) > FARTHEST * first:
                     return self._result(BranchingStop.BEYOND)
                 tree = self._plant(min(max(radius, self.lower * (1 + 1e-7)), max(goal, self.lower * (1 + 1e-7))))
