@@ -128,7 +128,7 @@ class DeepLift:
     """Differences from a reference input sent back by the rescale rule; Σ_i = f(x) − f(r), through max pooling too.
 
     Alone, captum reads the gradient of a layer's output before the layer after it has put its multipliers there, where the two share a tensor: a ReLU
-    with max pooling behind it loses up to a part in a hundred of the sum. `_apart` keeps them from sharing one.
+    with max pooling behind it loses up to a fiftieth of the sum. `_apart` keeps them from sharing one.
     Source: Shrikumar, Greenside, Kundaje (2017).
     """
 

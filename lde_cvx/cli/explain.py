@@ -34,7 +34,8 @@ def command(
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="crown, crown-ibp, ibp, alpha-crown; branching or exact (ReLU networks); or linear (certifies nothing)."
+            "--method",
+            help="crown, crown-ibp, ibp, alpha-crown; branching (splits ReLUs, else inputs) or exact (ReLU networks); or linear (certifies nothing).",
         ),
     ] = "crown",
     time_limit: Annotated[
