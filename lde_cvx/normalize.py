@@ -45,7 +45,10 @@ class Normalize(nn.Module):
         return tuple(self.mean.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
+        mean, std = self.mean, self.std
+        if mean.dtype != x.dtype:  # a cast to the same type would be traced as one
+            mean, std = mean.to(x.dtype), std.to(x.dtype)
+        return (x - mean) / std
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}"

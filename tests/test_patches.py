@@ -36,6 +36,17 @@ class Arithmetic(nn.Module):
         return self.last(torch.max_pool2d(torch.relu(self.second(h)), 2).flatten(1))
 
 
+class CastConstant(nn.Module):
+    """A stored value that the exporter casts to float64, as `.to(x.dtype)` is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((2, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.mean.to(x.dtype)
+
+
 def channels(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1)
 
@@ -47,6 +58,7 @@ WAYS: dict[str, Callable[[], nn.Module]] = {
     "reversed": lambda: Arithmetic(lambda x: 1 - x, lambda h: 0.2 - 1.5 * h),
     "an image": lambda: Arithmetic(lambda x: x - torch.linspace(-1, 1, 72, dtype=torch.float64).reshape(1, 2, 6, 6)),
     "between": lambda: Arithmetic(lambda x: x, lambda h: (h + channels(0.1, -0.2, 0.3, 0.0)) * channels(1.0, -2.0, 0.5, 3.0)),
+    "cast": lambda: nn.Sequential(CastConstant(), nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)),
     "pools": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Flatten(),
                                    nn.Linear(36, 3)),
     "strides": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 2, 1, (1, 0)), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)),

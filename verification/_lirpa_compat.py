@@ -40,6 +40,7 @@ class Library:
     BoundSub: Any
     BoundMaxPool: Any
     BoundAveragePool: Any
+    BoundCast: Any
 
 
 @functools.cache
@@ -82,6 +83,7 @@ def library() -> Library:
                 "BoundSub",
                 "BoundMaxPool",
                 "BoundAveragePool",
+                "BoundCast",
             )
         ),
     )

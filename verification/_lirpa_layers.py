@@ -6,6 +6,7 @@
     onnx::MatMul        of two computed values, by McCormick's planes; of one, the library's
     onnx::Div           by a computed value: McCormick's planes over lines of the reciprocal; by a constant, the library's
     onnx::Sqrt          a curve: the library's bounds of it are wrong
+    onnx::Cast          the library's, but for float64
     onnx::Add, Sub      the library's, but for stored values
     onnx::Mul           the library's, but for stored values and patches
     onnx::MaxPool, AveragePool  the library's where windows tile the input; its own is wrong or missing where they overlap or are padded
@@ -25,6 +26,7 @@ from torch import Tensor
 from verification import relaxations as lines
 from verification._lirpa_compat import library
 
+DOUBLE = 11  # ONNX's number of float64
 OWN = (
     "BoundCurve",
     "BoundRoot",
@@ -353,7 +355,16 @@ def custom_operators() -> dict[str, Any]:
             back: Tensor = torch.ops.aten.avg_pool2d_backward(rows.contiguous(), like.contiguous(), *how)
             return _unflat(back, 0, A.shape[:2])
 
+    class BoundCast(lib.BoundCast):  # type: ignore[misc, name-defined]
+        """The library's, but that casts to float64 are none to float32 (0.3 takes ONNX's type 11 for it), which would round stored values."""
+
+        def __init__(self, attr: Any, inputs: Any, output_index: int, options: Any) -> None:
+            super().__init__(attr, inputs, output_index, options)
+            if self.to == DOUBLE:
+                self.type = torch.float64
+
     return {
+        "onnx::Cast": BoundCast,
         "onnx::MaxPool": BoundMaxPool,
         "onnx::AveragePool": BoundAveragePool,
         "onnx::Add": BoundAdd,
