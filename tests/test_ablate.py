@@ -13,7 +13,7 @@ import lde_cvx as lde
 from lde_cvx.ablate import run
 from lde_cvx.ablate.cases import build_case
 from lde_cvx.ablate.grid import Grid, load_grid
-from lde_cvx.ablate.run import COLUMNS, TABLE, run_grid
+from lde_cvx.ablate.run import COLUMNS, TABLE, read_table, run_grid
 from lde_cvx.ablate.validity import validity_rates
 from lde_cvx.cli import app
 
@@ -59,6 +59,19 @@ def test_a_line_is_the_explainers_answer(finished):
     assert row.lower == pytest.approx(e.lower, rel=1e-3)
     assert row.upper == pytest.approx(e.upper, rel=1e-2)
     assert row.radius == pytest.approx(e.linear_radius, rel=1e-6)
+
+
+def test_lines_without_a_radius_are_counted(finished, tmp_path):
+    """The quadratic model may have no radius, and an input no witness: such lines are numbers too, and the medians leave them out."""
+    lines = (finished[0] / "out" / TABLE).read_text(encoding="utf-8").splitlines()
+    cells = dict(zip(COLUMNS, lines[1].split(","), strict=True)) | {"upper": "inf", "radius": "nan", "gap": "1.0", "set": "none"}
+    (tmp_path / TABLE).write_text("\n".join([*lines, ",".join(cells[c] for c in COLUMNS)]) + "\n", encoding="utf-8")
+    table = read_table(tmp_path / TABLE)
+    assert len(table) == len(lines)
+    assert table.radius.dtype == float
+    assert np.isnan(table.radius.iloc[-1])
+    assert table.set.iloc[-1] == "none"
+    assert validity_rates(table).inputs.sum() == len(table)
 
 
 def test_rates_count(finished):

@@ -53,7 +53,6 @@ def run_grid(grid: Grid, folder: Path, tell: Tell = lambda *_: None) -> pd.DataF
 
     Raises InputError when the folder holds another grid's table, on anything wrong in the grid (before the first line), and where the data is not here.
     """
-    import pandas as pd
 
     folder.mkdir(parents=True, exist_ok=True)
     _claim(grid, folder)
@@ -75,7 +74,14 @@ def run_grid(grid: Grid, folder: Path, tell: Tell = lambda *_: None) -> pd.DataF
             ]
             _append(path, [r for r in rows if (name, cell.set, cell.method, r["order"], r["input"]) not in done])
         tell(f"{at + 1}/{len(cells)} {cell.label}", len(case.x), len(case.x))
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return read_table(path)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table of a run. Numbers stay numbers where a line has none: `nan`, or nothing; names such as "none" stay names."""
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
 
 
 def _explainer(grid: Grid, cell: Cell, case: Case, temperature: float | None) -> LagrangeDualExplainer:
