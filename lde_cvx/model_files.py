@@ -11,9 +11,7 @@ than itself.
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
+from formulations.whole_file import whole_file
 from lde_cvx.normalize import Normalize
 from verification.certificate_format import FormatError, decode
 
@@ -79,14 +78,8 @@ def save_model(model: nn.Module, path: str | Path, *, about: Mapping[str, str] |
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"{target}: the folder {target.parent} does not exist; create it first.")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(payload)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with whole_file(target) as draft:
+        draft.write_bytes(payload)
 
 
 def load_model(path: str | Path) -> nn.Module:

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from formulations.errors import InputError
 from formulations.norms import Array
+from formulations.whole_file import whole_file
 from lde_cvx import metrics as measures
 from lde_cvx.attribution import Explainer
 from lde_cvx.compare.cases import Case, build, load_case
@@ -91,14 +91,8 @@ class CellStore:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """All or nothing: a temporary neighbour, then a rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with whole_file(path) as draft:
+        draft.write_bytes(data)
 
 
 def run(config: CompareConfig, folder: Path, tell: Progress = lambda *_: None) -> tuple[Case, CellStore]:
