@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -125,6 +125,7 @@ def test_no_flip_inside_certified_regions_of_any_network_norm_and_set() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, "inf"]), st.sampled_from(["ibp", "crown"]))
+@example(0, 2, "crown")  # a solver's bound over the smaller set is worse by its tolerance
 def test_a_further_constraint_never_lowers_the_published_bound(seed: int, p: float | str, method: str) -> None:
     """1e-9 of the bound, along chains of random sets; and every bound of the chain stays below nothing that flips."""
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ one before by construction; nothing is taken on trust.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from formulations.norms import Norm
+from formulations.norms import Array, Norm
 from formulations.programs import min_norm
 from formulations.sets.base import ConvexSet
+from formulations.solution import Solution
 from verification.decision import Decision
 from verification.lirpa import BoundEngine, BoundMethod
 from verification.model import batch_of
@@ -64,8 +65,24 @@ def _carried(item: CertifiedRadius, norm: Norm, constraints: ConvexSet, x0: np.n
     if len(held) < len(item.rows):
         return item
     solved = min_norm(np.stack([r.a for r in held]), np.array([r.b for r in held]), norm, constraints, np.repeat(x0[None], len(held), 0))
-    rows = tuple(replace(row, solution=s, lower=max(0.0, min(row.radius, s.lower))) for row, s in zip(held, solved, strict=True))
-    return replace(item, rows=rows)
+    rows = []
+    for row, fresh in zip(held, solved, strict=True):
+        s = fresh if row.solution is None or fresh.lower >= row.solution.lower else _extended(row.solution, fresh)
+        rows.append(replace(row, solution=s, lower=max(0.0, min(row.radius, s.lower))))
+    return replace(item, rows=tuple(rows))
+
+
+def _extended(old: Solution, fresh: Solution) -> Solution:
+    """The multipliers over the larger set, 0 for the parts that were added: as good a bound there, where a solver's own is worse by its tolerance."""
+
+    def none(values: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: np.zeros_like(v) for name, v in values.items()}
+
+    added = tuple(None if u is None else np.zeros_like(u) for u in fresh.duals[len(old.duals) :])
+    return replace(
+        fresh, lower=old.lower, duals=(*old.duals, *added), multipliers={**none(fresh.multipliers), **old.multipliers},
+        prices={**{name: 0 * v for name, v in fresh.prices.items()}, **old.prices}, status=fresh.status if old.lower < np.inf else old.status,
+    )  # fmt: skip
 
 
 def _better(new: CertifiedRadius, carried: CertifiedRadius) -> CertifiedRadius:
