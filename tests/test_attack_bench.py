@@ -106,7 +106,7 @@ def test_the_installed_rivals_run_and_are_not_nearer(p: float) -> None:
     for rival in attempts[1:]:
         assert rival.forward > 0
         assert rival.backward > 0
-        assert np.median(ours.distance) <= np.median(rival.distance) * (1 + 1e-4), rival.method  # ℓ∞ searches stall 3e-5 before a fold
+        assert np.median(ours.distance) <= np.median(rival.distance), rival.method
 
 
 def test_adversarial_training_moves_the_boundary_away() -> None:
