@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -75,7 +75,7 @@ class CertifiedRadius:
         return [row.evidence(self.method) for row in self.rows]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CertifiedRadii:
     """A batch of n searches; `record[i]` is one `CertifiedRadius`.
 
@@ -83,7 +83,7 @@ class CertifiedRadii:
     linear   (n,) radii of the linearised programs as the search starts from them: *estimates*, from below for sets that are no boxes
     """
 
-    items: tuple[CertifiedRadius, ...] = field(repr=False)
+    items: tuple[CertifiedRadius, ...]
     norm: Norm
     method: str
     passes: int
@@ -112,3 +112,9 @@ class CertifiedRadii:
     @property
     def linear(self) -> Array:
         return np.array([item.linear for item in self.items])
+
+    def __repr__(self) -> str:
+        lower = np.array2string(self.lower, precision=4, threshold=8, edgeitems=3)
+        return (
+            f"CertifiedRadii({self.norm.label}, {self.method}: lower {lower}, {self.passes} passes, {self.seconds:.3g} s, {self.stop.name})"
+        )

@@ -61,7 +61,7 @@ class Witness:
     regions: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Witnesses:
     """A batch of n searches.
 
@@ -110,3 +110,7 @@ class Witnesses:
 
     def __iter__(self) -> Iterator[Witness]:
         return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        upper = np.array2string(self.upper, precision=4, threshold=8, edgeitems=3)
+        return f"Witnesses({int(self.found.sum())} of {len(self)} found: upper {upper}, {self.seconds:.3g} s, {self.stop.name})"
