@@ -140,21 +140,22 @@ class CutCoupling(Coupling):
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """The region of one question: one input, one radius, shared by all nodes."""
+    """The region of one question: one input, one radius, shared by all nodes. `tight`: are the first layer's lines taken over its box (facets.py)?"""
 
     region: Region
     face: Face
     quick: Face
     memory: Memory
+    tight: bool = False
 
     @staticmethod
-    def of(region: Region, radius: float, memory: Memory | None = None) -> Ball:
+    def of(region: Region, radius: float, memory: Memory | None = None, tight: bool = False) -> Ball:
         """From the region of one input, at this radius."""
         at = region.with_radius(torch.tensor([radius], dtype=region.lo.dtype))
         r = float(at.radius[0])
         lo, hi = at.lo[0].clamp(min=-r, max=r), at.hi[0].clamp(min=-r, max=r)
         face = Face(at.p, r, lo, hi, (lo + hi) / 2, (hi - lo) / 2)
-        return Ball(at, face, face.to(torch.float32), memory or Memory())
+        return Ball(at, face, face.to(torch.float32), memory or Memory(), tight and at.p == INF)
 
     @property
     def radius(self) -> float:

@@ -119,6 +119,7 @@ class _Search:
         self.trees = {k: RowTree(k, question.decision.rivals[k], self.nearest * (1 - 1e-9), ()) for k in range(question.rows)}
         self.nodes, self.begun = 0, time.perf_counter()
         self.memory = Memory()
+        self.tight = False
         self.asked, self.asked_at = self.begun, 0  # when the last question was begun, and the cells before it
 
     @property
@@ -220,6 +221,7 @@ class _Search:
             self.effort,
             self.memory,
             self.hull,
+            self.tight,
         )
         self.asked, self.asked_at = time.perf_counter(), self.nodes
         tree.plant()

@@ -26,7 +26,8 @@ class Cells:
 
     and a (n, d), b (n,) the row, which every flip of the cell obeys: a·v + b ≤ 0; slack (n,) = b/σ(−a) − 1, > 0 where the cell is closed;
     row (n,) the margin row k; node (n,) where the cell's splits are written down; u (n, m), z (n, d) the last multipliers of the set's coupled pieces and
-    their maximiser (verification/branching/coupled.py; m = d = 0 without such pieces).
+    their maximiser (verification/branching/coupled.py; m = d = 0 without such pieces); kappa (n,), turn (n, d) the row's share of the first layer's facets
+    (verification/branching/facets.py; d = 0 where they are not used).
     """
 
     lower: Layers
@@ -42,6 +43,8 @@ class Cells:
     node: Tensor
     u: Tensor
     z: Tensor
+    kappa: Tensor
+    turn: Tensor
 
     def __len__(self) -> int:
         return len(self.b)

@@ -37,12 +37,20 @@ class Memory:
 
     kept: dict[tuple[str, int], Pull] = field(default_factory=dict)
     slopes: dict[int, list[Tensor]] = field(default_factory=dict)
+    turns: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def slopes_of(self, layer: int, widths: tuple[int, ...], device: torch.device) -> list[Tensor]:
         """Per earlier layer (2 h, h'), float32: the last slopes of the layer's h neurons, from below and from above; −1 before there are any. To be written to."""
         if layer not in self.slopes:
             self.slopes[layer] = [torch.full((2 * widths[layer], w), -1.0, dtype=torch.float32, device=device) for w in widths[:layer]]
         return self.slopes[layer]
+
+    def turns_of(self, layer: int, width: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """κ (2 h,) and turns (2 h, d) of the layer's rows (verification/branching/facets.py); κ < 0 before there are any. To be written to."""
+        if layer not in self.turns:
+            like = {"dtype": torch.float32, "device": device}
+            self.turns[layer] = torch.full((2 * width,), -1.0, **like), torch.zeros(2 * width, dim, **like)  # type: ignore[arg-type]
+        return self.turns[layer]
 
     def recall(self, name: tuple[str, int], index: Tensor) -> Pull | None:
         """For rows `index` (n, s); None before the first `keep`."""

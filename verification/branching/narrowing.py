@@ -13,22 +13,21 @@ begin with the slopes that the neuron had last, in whatever cell: what is best c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from formulations.norms import INF
-from verification.branching.adam import Adam
-from verification.branching.ball import PAD, Ball, Capped, Face, joined
+from verification.branching.ball import Ball, Capped, joined
 from verification.branching.cells import Cells
 from verification.branching.choice import scores
 from verification.branching.coupled import Pull
+from verification.branching.facets import Aim
+from verification.branching.joint import Joint
 from verification.branching.network import Lines, Network
 
 MOST = 96  # neurons of a later layer and a cell in one go
-STEPS = 3
-RATE = 0.1
 CHUNK = 1 << 20  # numbers in one temporary
 
 
@@ -104,148 +103,21 @@ def _later_layer(
 
     which (n, s): the places of the rows' neurons in gamma.
     """
-    joint = Joint.of(network, cells, layer)
+    joint = Joint.of(network, ball, cells, layer)
     n, s, width = rows.shape
     step = max(1, CHUNK // (s * max(width, network.dim)))
     pieces = [slice(k, k + step) for k in range(0, n, step)]
     known = ball.memory.slopes_of(layer, network.widths, rows.device)
+    turns = None if joint.facets is None else ball.memory.turns_of(layer, network.widths[layer], network.dim, rows.device)
     out, found = [], []
     for i in pieces:
         warm = [v[which[i]] for v in known]
-        capped, slopes = joint.take(i).bound(ball, rows[i], offsets[i], start[i], None if pull is None else pull.at(i), warm)
+        aim = None if turns is None else Aim(turns[0][which[i]], turns[1][which[i]])
+        capped, slopes, aim = joint.take(i).bound(ball, rows[i], offsets[i], start[i], None if pull is None else pull.at(i), warm, aim)
         out.append(capped)
         found.append([v[0] for v in slopes])
+        if turns is not None and aim is not None and not i.start:
+            turns[0][which[0]], turns[1][which[0]] = aim.kappa[0], aim.turn[0]
     for v, new in zip(known, found[0], strict=True):
         v[which[0]] = new
     return joined(out, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Joint:
-    """A cell's margin row as it stands before the layer's ReLUs were entered, m ≥ head·relu(z) + const, and the earlier layers:
-
-    lines, slopes (n, h) of the row, pull = Σ β s (n, h) of the splits, weights, shifts.
-    """
-
-    head: Tensor
-    const: Tensor
-    lines: tuple[Lines, ...]
-    slopes: tuple[Tensor, ...]
-    pulls: tuple[Tensor, ...]
-    weights: tuple[Tensor, ...]
-    shifts: tuple[Tensor, ...]
-
-    @staticmethod
-    def of(network: Network, cells: Cells, layer: int) -> Joint:
-        lines = [Lines.of(l, u) for l, u in zip(cells.lower, cells.upper, strict=True)]
-        head, const = network.rows[cells.row], network.offsets[cells.row]
-        for l in reversed(range(layer, network.depth)):
-            const = const + (head.clamp(max=0) * lines[l].cut).sum(1)
-            head = head * torch.where(head < 0, lines[l].up, lines[l].low(cells.slope[l])) - cells.beta[l] * cells.sign[l]
-            const = const + head @ network.shifts[l]
-            head = head @ network.weights[l]
-        slopes = tuple(lines[l].low(cells.slope[l]) for l in range(layer))
-        pulls = tuple(cells.beta[l] * cells.sign[l] for l in range(layer))
-        return Joint(head, const, tuple(lines[:layer]), slopes, pulls, network.weights[:layer], network.shifts[:layer])
-
-    def take(self, index: slice) -> Joint:
-        lines = tuple(Lines(x.up[index], x.cut[index], x.least[index], x.most[index]) for x in self.lines)
-        slopes, pulls = tuple(v[index] for v in self.slopes), tuple(v[index] for v in self.pulls)
-        return Joint(self.head[index], self.const[index], lines, slopes, pulls, self.weights, self.shifts)
-
-    def to(self, dtype: torch.dtype) -> Joint:
-        def cast(vs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(v.to(dtype) for v in vs)
-
-        lines = tuple(Lines(*cast((x.up, x.cut, x.least, x.most))) for x in self.lines)
-        return Joint(
-            self.head.to(dtype), self.const.to(dtype), lines, cast(self.slopes), cast(self.pulls), cast(self.weights), cast(self.shifts)
-        )
-
-    def bound(
-        self, ball: Ball, rows: Tensor, offsets: Tensor, start: Tensor, pull: Pull | None, warm: list[Tensor]
-    ) -> tuple[Capped, list[Tensor]]:
-        """(lower bounds, γ), each (n, s), and the set's multipliers; the slopes. `warm` (n, s, h) per earlier layer: slopes to begin with, < 0 where there are none."""
-        quick = self.to(torch.float32)
-        link = ball.region.coupling
-        gamma, slopes = start.float(), [v.unsqueeze(1).expand(*rows.shape[:2], -1) for v in quick.slopes]
-        slopes = [torch.where(w < 0, v, x.clip(w)) for v, w, x in zip(slopes, warm, quick.lines, strict=True)]
-        cold = gamma == 0
-        unit = rows.float().abs().mean(-1) / quick.head.abs().mean(-1, keepdim=True).clamp(min=1e-30)
-        gamma = torch.where(cold, 0.3 * unit, gamma)
-        push, extra = None, torch.zeros_like(gamma)
-        if link is not None:  # multipliers of the set's other pieces: good for the first γ and slopes, then held
-            A, _, _ = self._minorant(rows, offsets, gamma.to(rows.dtype), [v.to(rows.dtype) for v in slopes])
-            pull = ball.pull(-A, pull)
-            u = pull.u.to(A.dtype)
-            push, extra = link.back(u), ball.sigma(u)
-        climbed = quick.climb(
-            ball.quick, rows.float(), offsets.float(), gamma, slopes, unit, None if push is None else push.float(), extra.float()
-        )
-        gamma, slopes, mu = climbed
-        exact, found = [v.to(rows.dtype) for v in slopes], gamma.to(rows.dtype)
-        A, const, _ = self._minorant(rows, offsets, found, exact)
-        if link is None:
-            top = ball.face.bound(-A, mu.to(rows.dtype).clamp(min=1e-18))
-        else:
-            assert pull is not None
-            top, pull = ball.over(-A, pull.u), ball.pull(-A, pull)
-            top = torch.minimum(top, ball.over(-A, pull.u))
-        return (const - top - PAD * (1 + const.abs() + top.abs()), found, pull), slopes
-
-    def climb(
-        self,
-        face: Face,
-        rows: Tensor,
-        offsets: Tensor,
-        gamma: Tensor,
-        slopes: list[Tensor],
-        unit: Tensor,
-        push: Tensor | None,
-        extra: Tensor,
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """(γ, slopes, μ): the best met. Slopes of the value: in γ the margin's minorant at the maximiser, in α_j its A_j⁺ z_j."""
-        adam = Adam([gamma, *slopes])
-        best = torch.full_like(gamma, -INF)
-        kept_gamma, kept_slopes, kept_mu = gamma, slopes, gamma
-        mu: Tensor | None = None
-        for step in range(STEPS):
-            A, const, heads = self._minorant(rows, offsets, gamma, slopes)
-            top, v, mu = face.peak(-A if push is None else -A - push, mu)
-            value = const - top - extra
-            better = value > best
-            best, kept_gamma, kept_mu = (
-                torch.where(better, value, best),
-                torch.where(better, gamma, kept_gamma),
-                torch.where(better, mu, kept_mu),
-            )
-            kept_slopes = [torch.where(better.unsqueeze(-1), new, old) for new, old in zip(slopes, kept_slopes, strict=True)]
-            if step + 1 == STEPS:
-                break
-            y, rise, turns = v, self.const.unsqueeze(1).expand_as(gamma), []
-            for W, shift, x, s, head, pull in zip(self.weights, self.shifts, self.lines, slopes, heads, self.pulls, strict=True):
-                z = y @ W.T + shift
-                turns.append(head.clamp(min=0) * z)
-                rise = rise - (z @ pull.unsqueeze(-1)).squeeze(-1)
-                falling = (head < 0).to(z.dtype)
-                y = z * torch.lerp(s, x.up.unsqueeze(1).expand_as(s), falling) + falling * x.cut.unsqueeze(1)
-            rise = rise + (y @ self.head.unsqueeze(-1)).squeeze(-1)
-            moves = adam.steps([rise, *turns])
-            gamma = (gamma + RATE * torch.maximum(unit, gamma) * moves[0]).clamp(min=0)
-            slopes = [x.clip(s + RATE * move) for s, move, x in zip(slopes, moves[1:], self.lines, strict=True)]
-        return kept_gamma, kept_slopes, kept_mu
-
-    def _minorant(self, rows: Tensor, offsets: Tensor, gamma: Tensor, slopes: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """(A (n, s, d), const (n, s), heads per layer (n, s, h)): A·v + const ≤ rows·relu(z) + offsets + γ m."""
-        A = rows + gamma.unsqueeze(-1) * self.head.unsqueeze(1)
-        const = offsets + gamma * self.const.unsqueeze(1)
-        heads = [A] * len(slopes)
-        for l in reversed(range(len(slopes))):
-            heads[l] = A
-            positive = A.clamp(min=0)
-            negative = A - positive
-            const = const + (negative @ self.lines[l].cut.unsqueeze(-1)).squeeze(-1)
-            A = positive * slopes[l] + negative * self.lines[l].up.unsqueeze(1) - gamma.unsqueeze(-1) * self.pulls[l].unsqueeze(1)
-            const = const + A @ self.shifts[l]
-            A = A @ self.weights[l]
-        return A, const, heads

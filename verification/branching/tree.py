@@ -81,9 +81,10 @@ class Tree:
         effort: Effort,
         memory: Memory | None = None,
         hull: Array | None = None,
+        tight: bool = False,
     ) -> None:
         self.question, self.network, self.region, self.effort, self.hull = question, network, region, effort, hull
-        self.ball = Ball.of(region, radius, memory)
+        self.ball = Ball.of(region, radius, memory, tight)
         self.books = {k: Bookkeeping([], 1) for k in rows}
         self.nodes = 0
         self.witness: Witness | None = None
@@ -108,7 +109,7 @@ class Tree:
         return self._heap[0][0] if self._heap else 0.0
 
     def shrink(self, radius: float) -> None:
-        self.ball = Ball.of(self.region, min(radius, self.radius), self.ball.memory)
+        self.ball = Ball.of(self.region, min(radius, self.radius), self.ball.memory, self.ball.tight)
 
     def retreat(self, radius: float) -> None:
         """Go on at a smaller radius: the open cells take over the bounds of the smaller region, and their rows are raised on it."""
@@ -136,7 +137,7 @@ class Tree:
             tuple(v[many] for v in lower), tuple(v[many] for v in upper), empty, tuple((u > -l).to(u)[many] for l, u in zip(lower, upper, strict=True)),
             empty, tuple(torch.cat([v, v], 1) for v in empty), like.new_zeros(len(rows), network.dim), like, torch.full_like(like, -INF),
             torch.tensor(rows, device=like.device), torch.arange(len(rows), device=like.device),
-            *self._pulls(rows),
+            *self._pulls(rows), torch.full_like(like, -1.0), like.new_zeros(len(rows), network.dim if self.ball.tight else 0),
         )  # fmt: skip
         self._parents = [(-1, None)] * len(rows)
         self.nodes = len(rows)
