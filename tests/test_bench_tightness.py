@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
+from formulations.errors import InputError
+from formulations.norms import Norm
 from formulations.sets import Box
+from lde_cvx.bench import tightness
 from lde_cvx.bench.networks import Case
-from lde_cvx.bench.tightness import ALONE, MARKERS, measure, plot
+from lde_cvx.bench.tightness import ALONE, MARKERS, bench, measure, plot
 from lde_cvx.models import mlp
 
 
-def small(model: nn.Module) -> Case:
-    x = torch.tensor([[0.5, 0.4, 0.6, 0.5], [0.3, 0.5, 0.5, 0.6]], dtype=torch.float64)
+def small(model: nn.Module, d: int = 4) -> Case:
+    x = torch.tensor([[0.5, 0.4, 0.6, 0.5], [0.3, 0.5, 0.5, 0.6]], dtype=torch.float64)[:, :d]
     return Case("small", model, x, Box(0, 1), (0, 1), seconds=5.0)
 
 
@@ -45,3 +50,30 @@ def test_branching_is_left_out_where_it_cannot_be_used() -> None:
     methods = {row["method"] for row in rows}
     assert "crown" in methods
     assert not methods & {"branching", "exact"}
+
+
+def test_a_run_goes_on_where_it_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in its second norm, then started again: the first is not measured twice, the table is that of an uncut run but for the seconds."""
+    case = replace(small(mlp((3, 4, 2), seed=1), 3), norms=("inf", 2))
+    monkeypatch.setattr(tightness, "cases", lambda *_, **__: iter([case]))
+    asked: list[object] = []
+
+    def cut(case: Case, norm: float | str, device: str, **kwargs: object) -> list[dict[str, object]]:
+        asked.append(norm)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return measure(case, norm, device)
+
+    monkeypatch.setattr(tightness, "measure", cut)
+    console = Console(quiet=True)
+    assert set(bench(tmp_path, quick=True, console=console)["norm"]) == {Norm.of("inf").label}
+    with (tmp_path / "tightness.csv").open("a", encoding="utf-8") as file:
+        file.write("small,ℓ2,ib")  # what a killed run was writing
+    whole = bench(tmp_path, quick=True, console=console)
+    assert asked == ["inf", 2, 2]
+    assert set(whole["norm"]) == {Norm.of("inf").label, Norm.of(2).label}
+    assert not whole.duplicated(["network", "norm", "method"]).any()
+    fresh = bench(tmp_path / "fresh", quick=True, console=console)
+    pd.testing.assert_frame_equal(whole.drop(columns="seconds"), fresh.drop(columns="seconds"), rtol=1e-6)
+    with pytest.raises(InputError, match="another bench"):
+        bench(tmp_path, quick=False, console=console)

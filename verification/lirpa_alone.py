@@ -30,8 +30,10 @@ def library_radius(
     upper: Array,
     *,
     box: tuple[float, float] | None = None,
+    limit: float = INF,
 ) -> tuple[Array, Array]:
-    """(certified radii (n,), seconds (n,)): the largest radius in [0, upper_i] that the library certifies in `STEPS` halvings.
+    """(certified radii (n,), seconds (n,)): the largest radius in [0, upper_i] that the library certifies in `STEPS` halvings,
+    or in those begun within `limit` seconds an input.
 
     Raises InputError on a weighted norm, which its balls do not have.
     """
@@ -47,6 +49,8 @@ def library_radius(
             C, shift = torch.tensor(decision.rows, device=x.device)[None], torch.tensor(decision.shifts, device=x.device)
             low, high = 0.0, float(upper[i])
             for _ in range(STEPS):
+                if time.perf_counter() - start > limit:
+                    break
                 r = (low + high) / 2
                 if norm.p == INF:
                     sides = (point - r, point + r) if box is None else ((point - r).clamp(*box), (point + r).clamp(*box))

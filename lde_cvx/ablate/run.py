@@ -6,21 +6,16 @@ linearised, 2 the quadratic one); `lower` and `upper` are the network's own and 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from formulations.errors import InputError
-from formulations.whole_file import whole_file
 from lde_cvx.ablate.cases import Case, build_case
 from lde_cvx.ablate.grid import Grid
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.explanation import Explanation
+from lde_cvx.growing_table import GrowingTable
 from lde_cvx.second_order import suggested_temperature
 
 if TYPE_CHECKING:
@@ -55,13 +50,13 @@ def run_grid(grid: Grid, folder: Path, tell: Tell = lambda *_: None) -> pd.DataF
     """
 
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(grid, folder)
+    lines = GrowingTable(folder / TABLE, folder / KEY, COLUMNS, "grid")
+    lines.claim(grid.model_dump(), grid.sha256)
     case = build_case(grid, folder)
     temperature = suggested_temperature(case.model, case.x) if grid.temperature == "auto" else grid.temperature
     cells = [Cell(p, name, method) for p in grid.norms for name in grid.constraints for method in grid.methods]
     explainers = {cell: _explainer(grid, cell, case, temperature) for cell in cells}
-    path = folder / TABLE
-    done = {(r["norm"], r["set"], r["method"], int(r["order"]), int(r["input"])) for r in _kept(path)}
+    done = {(r["norm"], r["set"], r["method"], int(r["order"]), int(r["input"])) for r in lines.kept()}
     for at, cell in enumerate(cells):
         name = _norm_name(cell.norm)
         missing = [i for i in range(len(case.x)) if any((name, cell.set, cell.method, o, i) not in done for o in grid.orders)]
@@ -72,9 +67,9 @@ def run_grid(grid: Grid, folder: Path, tell: Tell = lambda *_: None) -> pd.DataF
             rows = [
                 row for i, e in zip(index, found if isinstance(found, list) else [found], strict=True) for row in _rows(grid, cell, i, e)
             ]
-            _append(path, [r for r in rows if (name, cell.set, cell.method, r["order"], r["input"]) not in done])
+            lines.append([r for r in rows if (name, cell.set, cell.method, r["order"], r["input"]) not in done])
         tell(f"{at + 1}/{len(cells)} {cell.label}", len(case.x), len(case.x))
-    return read_table(path)
+    return read_table(folder / TABLE)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -102,53 +97,6 @@ def _rows(grid: Grid, cell: Cell, i: int, e: Explanation) -> Iterator[dict[str, 
             "certified_fraction": e.linear_certified_fraction if q is None else q.certified_fraction, "flat": "" if q is None else q.flat,
             "target": e.target, "multiplier": e.margin_multiplier, "verdict": e.verdict.name, "seconds": e.seconds,
         }  # fmt: skip
-
-
-def _claim(grid: Grid, folder: Path) -> None:
-    """This folder is this grid's."""
-    path = folder / KEY
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8")).get("sha256")
-        except (ValueError, AttributeError):
-            before = None
-        if before != grid.sha256:
-            raise InputError(f"--out {folder}: holds the table of another grid; name another folder, or remove {TABLE} and {KEY} there.")
-        return
-    if (folder / TABLE).is_file():
-        raise InputError(f"--out {folder}: holds a {TABLE} without its {KEY}; name another folder.")
-    _write(path, json.dumps({"sha256": grid.sha256, "grid": grid.model_dump()}, indent=1) + "\n")
-
-
-def _kept(path: Path) -> list[dict[str, str]]:
-    """The whole lines of an earlier run; what a killed run left half-written is cut off the file."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    rows = [r for r in csv.DictReader(io.StringIO(whole)) if None not in r and None not in r.values()]
-    if whole and (len(rows) + 1 != whole.count("\n") or whole.splitlines()[0] != ",".join(COLUMNS)):
-        raise InputError(f"{path}: is not a table of this version; name another folder.")
-    if whole != text:
-        _write(path, whole)
-    return rows
-
-
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    new = not path.is_file() or path.stat().st_size == 0
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    with whole_file(path) as draft:
-        draft.write_text(text, encoding="utf-8", newline="")
 
 
 def _norm_name(p: Any) -> str:

@@ -118,7 +118,7 @@ def cases(cache: Path, *, quick: bool, tell: Callable[[str], object]) -> Iterato
     """Every case that can be built here; `tell` hears what is left out and why."""
     builders: tuple[Callable[[], Case], ...] = (
         lambda: digits(8 if quick else 50), lambda: german_credit(5 if quick else 25), lambda: mnist_mlp(20, cache), lambda: mnist_conv(8, cache),
-        lambda: verix(20), lambda: mnist_cnn(4),
+        lambda: verix(100), lambda: mnist_cnn(4),
     )  # fmt: skip
     for build in builders[: 2 if quick else None]:
         try:

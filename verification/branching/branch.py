@@ -42,6 +42,7 @@ LAST = 0.4  # part of the whole that no question is begun in after one that did 
 SPEND = 0.7  # of the budgets that are left: what the next question should cost
 RETREAT = 0.5  # open cells, in those that a question begun afresh should have, up to which one goes on at a smaller radius
 TOLERANCE = 1e-6
+HARD = -0.5  # worst slack of the root cells below which lines over the box (verification/branching/facets.py) are worth their price
 FARTHEST = 2.0**40  # times the first radius: where a search without witness and without bounded set gives up
 
 Progress = Callable[[float, float, int], None]
@@ -88,15 +89,29 @@ def branch_radius(
 
 
 def branch_radii(
-    model: torch.nn.Module | ReluChain, x0: ArrayLike, *, uppers: Sequence[float] | None = None, jobs: int = 1, **settings: object
+    model: torch.nn.Module | ReluChain,
+    x0: ArrayLike,
+    *,
+    uppers: Sequence[float] | None = None,
+    jobs: int = 1,
+    tell: Callable[[int, int], None] | None = None,
+    **settings: object,
 ) -> list[BranchingResult]:
-    """`branch_radius` for a batch x0 (n, *shape), each input with its own budget; `jobs` processes. `settings` are those of `branch_radius`."""
+    """`branch_radius` for a batch x0 (n, *shape), each input with its own budget; `jobs` processes. `settings` are those of `branch_radius`.
+
+    tell: called with (inputs done, inputs in all).
+    """
     inputs = np.asarray(x0.detach().cpu() if isinstance(x0, torch.Tensor) else x0, dtype=float)
     tops = [INF] * len(inputs) if uppers is None else list(uppers)
     if len(tops) != len(inputs):
         raise InputError(f"branch_radii: {len(tops)} upper values for {len(inputs)} inputs; give one each.")
     work = (delayed(branch_radius)(model, x, upper=u, **settings) for x, u in zip(inputs, tops, strict=True))
-    return list(Parallel(n_jobs=jobs)(work))
+    found: list[BranchingResult] = []
+    for result in Parallel(n_jobs=jobs, return_as="generator")(work):
+        found.append(result)
+        if tell is not None:
+            tell(len(found), len(inputs))
+    return found
 
 
 class _Search:
@@ -212,19 +227,13 @@ class _Search:
     def _plant(self, radius: float) -> Tree:
         """The question at this radius, for the rows that are not known to stand within it."""
         radius = max(radius, self.nearest * (1 + 1e-6) + 1e-9)  # below, there is no allowed change
-        tree = Tree(
-            self.question,
-            self.network,
-            self.region,
-            radius,
-            [k for k, t in self.trees.items() if t.lower < radius],
-            self.effort,
-            self.memory,
-            self.hull,
-            self.tight,
-        )
+        rows = [k for k, t in self.trees.items() if t.lower < radius]
         self.asked, self.asked_at = time.perf_counter(), self.nodes
+        tree = Tree(self.question, self.network, self.region, radius, rows, self.effort, self.memory, self.hull, self.tight)
         tree.plant()
+        if not self.tight and tree.worst < HARD and self.region.p == INF and self.network.depth:
+            self.tight = True
+            return self._plant(radius)
         return tree
 
     def _goal(self) -> float:

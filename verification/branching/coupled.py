@@ -48,8 +48,8 @@ class Memory:
     def turns_of(self, layer: int, width: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """κ (2 h,) and turns (2 h, d) of the layer's rows (verification/branching/facets.py); κ < 0 before there are any. To be written to."""
         if layer not in self.turns:
-            like = {"dtype": torch.float32, "device": device}
-            self.turns[layer] = torch.full((2 * width,), -1.0, **like), torch.zeros(2 * width, dim, **like)  # type: ignore[arg-type]
+            turns = torch.zeros(2 * width, dim, dtype=torch.float32, device=device)
+            self.turns[layer] = torch.full_like(turns[:, 0], -1.0), turns
         return self.turns[layer]
 
     def recall(self, name: tuple[str, int], index: Tensor) -> Pull | None:

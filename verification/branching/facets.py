@@ -91,7 +91,9 @@ class Facets:
         is_open = (lower < 0) & (upper > 0)
         width = torch.where(is_open, upper - lower, 1.0)
         size = W.abs()
-        return Facets(lower, width, torch.where(is_open, upper / width, 0.0), is_open, W, size, size @ half, W @ mid + network.shifts[0], mid, half)
+        return Facets(
+            lower, width, torch.where(is_open, upper / width, 0.0), is_open, W, size, size @ half, W @ mid + network.shifts[0], mid, half
+        )
 
     def take(self, index: slice) -> Facets:
         return Facets(self.low[index], self.width[index], self.up[index], self.open[index], self.W, self.size, self.reach, self.centre,
@@ -103,7 +105,9 @@ class Facets:
         return Facets(low, width, up, is_open, self.W, self.size, self.reach, self.centre, self.mid, self.half)
 
     def to(self, dtype: torch.dtype) -> Facets:
-        low, width, up, *rest = (v.to(dtype) for v in (self.low, self.width, self.up, self.W, self.size, self.reach, self.centre, self.mid, self.half))
+        low, width, up, *rest = (
+            v.to(dtype) for v in (self.low, self.width, self.up, self.W, self.size, self.reach, self.centre, self.mid, self.half)
+        )
         return Facets(low, width, up, self.open, *rest)
 
     def turn(self, v: Tensor) -> Tensor:

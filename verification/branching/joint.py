@@ -67,7 +67,14 @@ class Joint:
         lines = tuple(Lines(*cast((x.up, x.cut, x.least, x.most))) for x in self.lines)
         facets = None if self.facets is None else self.facets.to(dtype)
         return Joint(
-            self.head.to(dtype), self.const.to(dtype), lines, cast(self.slopes), cast(self.pulls), cast(self.weights), cast(self.shifts), facets
+            self.head.to(dtype),
+            self.const.to(dtype),
+            lines,
+            cast(self.slopes),
+            cast(self.pulls),
+            cast(self.weights),
+            cast(self.shifts),
+            facets,
         )
 
     def bound(
@@ -102,9 +109,7 @@ class Joint:
             top = torch.minimum(top, ball.over(-A, pull.u))
         return (const - top - PAD * (1 + const.abs() + top.abs()), found, pull), best.slopes, best.aim
 
-    def climb(
-        self, face: Face, rows: Tensor, offsets: Tensor, start: _Point, unit: Tensor, push: Tensor | None, extra: Tensor
-    ) -> _Point:
+    def climb(self, face: Face, rows: Tensor, offsets: Tensor, start: _Point, unit: Tensor, push: Tensor | None, extra: Tensor) -> _Point:
         """The best point met. Slopes of the value: in γ the margin's minorant at the maximiser, in α_j its A_j⁺ z_j, in κ what the facets add there."""
         at, steps = start, STEPS
         cold = None if at.aim is None else at.aim.kappa < 0
