@@ -63,6 +63,9 @@ class LagrangeDualExplainer:
     decision     a `Decision`, or a function outputs (m,) → `Decision`, instead of "the predicted class stays ahead"
     time_limit   seconds for the witness search of a batch, per convex program, and per input for branching
     jobs         processes that branching uses, an input each
+
+    A larger set never has a larger v*. `lower` has that law by itself where "branching" or "exact" closed its bracket, up to their tolerance; other bounds have
+    it along chains of sets through `nested_radii`.
     Raises InputError on an unknown method, norm or order, and on a model with weights that are not finite.
     """
 

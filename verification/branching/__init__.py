@@ -3,6 +3,8 @@ r"""Branch and bound for ReLU chains: the radius itself, or a bracket of it, for
 branch      branch_radius: which radii are asked about
 tree        one question at one radius: a tree of splits per margin row
 narrowing   bounds of neurons over the changes that can still flip
+joint       rows of later layers together with the margin row, over slopes and γ
+facets      over boxes: lines of the first layer's ReLUs that are tighter than chords
 ascent      the row of a cell, over slopes and split multipliers
 ball        support functions of the region, cut by a half-space
 coupled     multipliers of the set's pieces that couple coordinates, carried from row to row

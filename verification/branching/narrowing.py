@@ -6,9 +6,8 @@ A change that flips obeys the cell's row, so an open neuron only has to be bound
     layer 1          z = W_1 v + β is bounded over the region and a·v + b ≤ 0                     (verification/branching/ball.py)
     later layers     on flips m ≤ 0, so for any γ ≥ 0:   z ≥ z + γ m ≥ affine minorant in v       and the same for −z
 
-The second kind adds γ m to z *before* the ReLUs of the earlier layers are bounded by lines, where parts of the two cancel. γ ≥ 0 and the slopes
-α of the earlier layers, both free for every neuron, are raised by a few Adam steps in float32; the bound is what they give in float64. The steps
-begin with the slopes that the neuron had last, in whatever cell: what is best changes little from one to the next.
+The second kind is verification/branching/joint.py's. Its steps begin with what the neuron had last, in whatever cell: what is best changes little from one to
+the next.
 """
 
 from __future__ import annotations
