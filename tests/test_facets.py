@@ -10,6 +10,7 @@ import torch
 
 from formulations.norms import Norm
 from formulations.sets import Box
+from tests import test_branching
 from tests.exact_example import network
 from verification.branching import Effort, branch
 from verification.branching.ascent import ascend
@@ -112,3 +113,22 @@ def test_they_raise_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
             gains.append(worst[1] - worst[0])
     assert len(gains) >= 4, "rows that close at once say nothing"
     assert np.median(gains) > 0.1
+
+
+@pytest.mark.parametrize("seed", [2, 8, 17])
+def test_searches_on_nothing_else_find_the_radius(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Used for every question in ℓ∞, over every set: the radius is the exact one, and the leaves hold for every flip that is found."""
+    monkeypatch.setattr(branch, "HARD", np.inf)
+    test_branching.assert_is_the_radius(seed)
+    c, norm, constraints = test_branching.scene(seed)
+    assert norm.p == np.inf
+    for limit in (4, 10_000):
+        found = branch.branch_radius(c.chain, c.x0, c.decision, norm, constraints, node_limit=limit)
+        test_branching.attack(found.trees, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [5, 11, 14, *range(20, 234, 3)])
+def test_searches_on_nothing_else_find_the_radius_at_length(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branch, "HARD", np.inf)
+    test_branching.assert_is_the_radius(seed)
