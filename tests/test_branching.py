@@ -193,6 +193,22 @@ def test_half_precision_weights_are_the_numbers_they_are():
         assert one.lower == pytest.approx(two.lower, rel=1e-9)
 
 
+@pytest.mark.parametrize("norm", list(NORMS))
+@pytest.mark.parametrize("big", [1e150, 1e160, 1e200])
+def test_weights_whose_products_overflow_prove_nothing(norm, big):
+    """A flip at .1 behind a row whose coefficients are infinite, or NaN: no bound beyond it, and not "nothing flips"."""
+
+    def tensor(v):
+        return torch.tensor(v, dtype=torch.float64)
+
+    weights = tensor([[big, 0.0], [0.0, 1.0]]), tensor([[0.0, 0.0], [big, 0.1]])
+    chain = ReluChain(weights, (tensor([-0.1 * big, -0.2]), tensor([1.0, 0.0])))
+    assert chain(tensor([[0.1 + 1e-9, 0.0]])).argmax() == 1, "it does flip"
+    with np.errstate(all="ignore"):
+        found = branch_radius(chain, np.zeros(2), Decision.classification(0, 2), NORMS[norm], Box(-1, 1), node_limit=50)
+    assert found.lower <= 0.1 + 1e-9
+
+
 def test_a_linear_network():
     chain = network(9, (4, 3))
     x0 = np.full(4, 0.1)

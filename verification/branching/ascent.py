@@ -49,7 +49,8 @@ def ascend(network: Network, ball: Ball, cells: Cells, steps: int) -> Raised:
     sight = None if facets is None else facets.sight(aim)
     adam = Adam([*slope, *beta, aim.kappa])
     best = torch.full_like(offset, -INF)
-    kept = (torch.zeros_like(cells.a), offset.clone(), *(v.clone() for v in (*slope, *beta, aim.kappa, aim.turn)))
+    # rows that overflow are never better than none: 0·v − inf ≤ 0 says nothing
+    kept = (torch.zeros_like(cells.a), torch.full_like(offset, -INF), *(v.clone() for v in (*slope, *beta, aim.kappa, aim.turn)))
     reach = torch.zeros_like(offset)
     link = ball.region.coupling
     pulled: Pull | None = Pull(cells.u, cells.z) if link is not None and bool(cells.z.any()) else None

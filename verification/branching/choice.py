@@ -23,7 +23,10 @@ def scores(network: Network, cells: Cells) -> Tensor:
         cost.append((-A).clamp(min=0) * lines[l].cut)
         A = A * torch.where(A < 0, lines[l].up, lines[l].low(cells.slope[l])) - cells.beta[l] * cells.sign[l]
         A = A @ network.weights[l]
-    return torch.where(torch.cat(cells.open_neurons(), 1), torch.cat(cost[::-1], 1) + 1e-12, -1.0)
+    known = torch.cat(cost[::-1], 1).nan_to_num(
+        0.0
+    )  # what overflowed is open all the same: a cell with open neurons is no activation region
+    return torch.where(torch.cat(cells.open_neurons(), 1), known + 1e-12, -1.0)
 
 
 def shortfall(slack: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ def plain_bounds(network: Network, ball: Ball) -> tuple[tuple[Tensor, ...], tupl
         A, const = torch.cat([-W, W])[None], torch.cat([-shift, shift])[None]
         A, const = network.to_input(A, const, lines, [x.steeper() for x in lines])
         low = const - ball.support(-A, ("plain", l))
+        low = torch.where(torch.isnan(low), -INF, low)  # what overflowed says nothing: NaN must not pass for a sign that is known
         h = network.widths[l]
         upper.append(-low[:, :h])
         lower.append(torch.minimum(low[:, h:], upper[-1]))
