@@ -20,7 +20,7 @@ from verification.branching.coupled import Pull
 from verification.branching.facets import FIRST, Aim, Facets, Share, Sight
 from verification.branching.network import Lines, Network
 
-STEPS = 2  # evaluations; one more where facets have no turn to begin with
+STEPS, DEAR = 3, 2  # evaluations; with facets, which cost twice as much, and one more where they have no turn to begin with
 RATE = 0.1
 
 
@@ -111,10 +111,10 @@ class Joint:
 
     def climb(self, face: Face, rows: Tensor, offsets: Tensor, start: _Point, unit: Tensor, push: Tensor | None, extra: Tensor) -> _Point:
         """The best point met. Slopes of the value: in γ the margin's minorant at the maximiser, in α_j its A_j⁺ z_j, in κ what the facets add there."""
-        at, steps = start, STEPS
+        at, steps = start, STEPS if start.aim is None else DEAR
         cold = None if at.aim is None else at.aim.kappa < 0
         if at.aim is not None and cold is not None and bool(cold.any()):
-            at, steps = replace(at, aim=Aim(at.aim.kappa.clamp(min=0), at.aim.turn)), STEPS + 1
+            at, steps = replace(at, aim=Aim(at.aim.kappa.clamp(min=0), at.aim.turn)), DEAR + 1
         sight = self._look(at.aim, rows.dtype)
         adam = Adam([at.gamma, at.gamma, *at.slopes])
         best, kept = torch.full_like(at.gamma, -INF), at
@@ -134,7 +134,7 @@ class Joint:
             aim = at.aim
             if aim is not None and cold is not None and self.facets is not None:
                 kappa = (aim.kappa + 2 * RATE * moves[1]).clamp(0, 1)
-                if step == 0 and steps > STEPS:  # the vertices that the rows have with chords
+                if step == 0 and steps > DEAR:  # the vertices that the rows have with chords
                     aim = Aim(torch.where(cold, FIRST, kappa), torch.where(cold.unsqueeze(-1), self.facets.turn(v), aim.turn))
                     sight = self._look(aim, rows.dtype)
                 else:
