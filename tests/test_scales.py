@@ -99,7 +99,7 @@ def test_the_table_and_the_plot(tmp_path):
     (r,) = multiscale(net(nn.Tanh), X[:1], 2, samples=8, witnesses=lde.find_witness(net(nn.Tanh), X[:1], 2).delta)
     frame = r.to_frame()
     assert frame.chosen.sum() == 1
-    assert set(frame.kind) == {"smoothed", "secant", "minorant"}
+    assert set(frame.kind) == {"smoothed", "secant", "minorant", "capped"}
     assert frame[frame.chosen].value.item() == r.lower
     scale_plot(r, upper=1.0).savefig(tmp_path / "scales.png")
     assert (tmp_path / "scales.png").stat().st_size > 5000

@@ -3,10 +3,13 @@ r"""One margin seen at several scales: smoothed gradients, secants and sound min
     smoothed    m(0) + ḡ_r·δ,   ḡ_r = E ∇m(Z),  Z Gaussian with E‖WZ‖ = r        LEG's estimand at that scale (Stein: E∇m(Z) = Σ⁻¹E Z m(Z))
     secant      m(0) + a·δ,     a = g − (m(0) + g·δ_w) W²δ_w/‖Wδ_w‖²             the row nearest to the gradient g that falls at the witness δ_w (Broyden 1965)
     minorant    a_r·δ + b_r ≤ m(δ)  for ‖Wδ‖ ≤ r, δ ∈ C                          sound: proves min(r, w_r),  w_r = min { ‖Wδ‖ : a_r·δ + b_r ≤ 0, δ ∈ C }
+    capped      the same where rows of scales ≥ r fall too                       sound, and far tighter (verification/capped.py)
 
-The first two are pictures and prove nothing; their values against r show where the margin bends. A small r has tight rows and a small cap, a large r the reverse:
-the largest proof lies where w_r crosses r, and `refine` more scales are put there, input by input. The grid holds r = the linearised radius, so the answer is
-never below that single scale's. (Asking a flip to obey the rows of all larger scales at once was tried: on the digits network it never proved more.)
+The first two are pictures and prove nothing; their values against r show where the margin bends. A small r has tight rows but proves little, a large r the reverse:
+the largest proof lies where w_r crosses r, and `refine` more scales are put there, input by input. From there `caps` scales are tried whose rows only have to
+hold where no larger scale's row rules a flip out; each rival keeps the best that any scale proves of it. (Asking a flip to obey the rows of all larger scales
+at once, without bounding the layers anew there, was tried: on the digits network it never proved more.) The grid holds r = the linearised radius, so the
+answer is never below that single scale's.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from formulations.norms import INF, Norm
 from formulations.programs import relative_parts
 from formulations.sets.base import ConvexSet
 from formulations.support import Region
+from verification.capped import CappedRows
 from verification.decision import Decision
 from verification.lirpa import BoundEngine, BoundMethod
 from verification.model import batch_of, decide, linearise, margins, outputs, stack
@@ -50,6 +54,7 @@ SCALES = (
 )  # of the linearised radius; 1, the single scale, is always among them
 SAMPLES = 256
 REFINE = 3
+CAPS = 5
 
 
 class RowKind(Enum):
@@ -58,6 +63,7 @@ class RowKind(Enum):
     SMOOTHED = "The gradient averaged at this scale: a picture, not certified."
     SECANT = "The row through the margin at x0 and at the witness: a picture, not certified."
     MINORANT = "A sound row on the ball of this radius: certified."
+    CAPPED = "Sound rows on that part of the ball of this radius where those of larger scales fall: certified."
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class ScaleRow:
 
     @property
     def certified(self) -> bool:
-        return self.kind is RowKind.MINORANT
+        return self.kind in (RowKind.MINORANT, RowKind.CAPPED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +117,7 @@ def multiscale(
     witnesses: ArrayLike | None = None,
     samples: int = SAMPLES,
     refine: int = REFINE,
+    caps: int = CAPS,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> list[MultiScale]:
@@ -149,6 +156,10 @@ def multiscale(
         _secants(rows, engine.model, x, Q, s, real, a, b, region, norm, witnesses)
     for r, proved in zip(sound.radii, sound.proved, strict=True):
         _note(rows, RowKind.MINORANT, r, proved)
+    capped = CappedRows(engine, x, Q, s, real, region, how, sound.by_row)
+    for _ in range(caps if how is not BoundMethod.IBP else 0):  # intervals have no slope to cut with
+        r = capped.between()
+        _note(rows, RowKind.CAPPED, r, capped.look(r))
     answers = []
     for i in range(n):
         best = max((row for row in rows[i] if row.certified), key=lambda row: row.value)
@@ -167,14 +178,17 @@ class _Sound:
         self.radii: list[Tensor] = []
         self.proved: list[Tensor] = []
         self.low, self.high = torch.zeros_like(s[:, 0]), torch.full_like(s[:, 0], INF)
+        self.by_row = torch.zeros_like(s)  # the best that any scale proves of each rival
 
     def look(self, r: Tensor) -> None:
         rows = self.engine.rows(self.x, self.Q, self.s, self.region.with_radius(r), self.how)
         known = torch.isfinite(rows.b)
         far = self.region.distance(rows.a, torch.where(known, rows.b, 0.0))  # where there is no bound: a row that always falls
-        w = torch.where(self.real, torch.where(known, far, 0.0), INF).amin(1)
-        covers = r >= self.region.reach() * (1 + 1e-9)  # the ball holds all of C: the program's value counts by itself
-        proved = torch.where(covers, w, torch.minimum(r, w))
+        far = torch.where(self.real, torch.where(known, far, 0.0), INF)
+        covers = (r >= self.region.reach() * (1 + 1e-9))[:, None]  # the ball holds all of C: the program's value counts by itself
+        each = torch.where(covers, far, torch.minimum(r[:, None], far))
+        self.by_row = torch.maximum(self.by_row, each)
+        w, proved = far.amin(1), each.amin(1)
         self.radii.append(r)
         self.proved.append(proved)
         self.low = torch.maximum(self.low, proved)
@@ -194,8 +208,10 @@ def _unit(linear: Tensor, region: Region, x: Tensor) -> Tensor:
 
 
 def _note(rows: list[list[ScaleRow]], kind: RowKind, radii: Tensor, values: Tensor) -> None:
+    """A row for every input whose radius is a number."""
     for mine, r, v in zip(rows, radii.tolist(), values.tolist(), strict=True):
-        mine.append(ScaleRow(kind, r, v))
+        if not np.isnan(r):
+            mine.append(ScaleRow(kind, r, v))
 
 
 def _smoothed(model: nn.Module, x: Tensor, q: Tensor, norm: Norm, radius: Tensor, samples: int, seed: int) -> Tensor:
