@@ -131,6 +131,43 @@ class Coupling:
         return Coupling(self.K.to(dtype), self.Kt.to(dtype), self.inverse.to(dtype), blocks)
 
 
+@dataclass(frozen=True, eq=False)
+class CutCoupling(Coupling):
+    """A coupling with one more row a·v ≤ h for each row of the batch; `cut` (R, 1, d) of length one. (M + aaᵀ)⁻¹ by Sherman and Morrison."""
+
+    cut: Tensor
+    tilt: Tensor
+
+    @staticmethod
+    def of(link: Coupling, cut: Tensor, h: Tensor) -> CutCoupling:
+        """The coupling with rows cut·v ≤ h (R, 1, 1); K is kept as it is."""
+        m = link.K.shape[0]
+        tilt = link.solve(cut)
+        tilt = tilt / (1 + (tilt * cut).sum(-1, keepdim=True)).sqrt()
+        return CutCoupling(link.K, link.Kt, link.inverse, (*link.blocks, (slice(m, m + 1), Rows(h, False))), cut, tilt)
+
+    @property
+    def size(self) -> int:
+        return super().size + 1
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.cat([super().apply(x), (x * self.cut).sum(-1, keepdim=True)], -1)
+
+    def back(self, u: Tensor) -> Tensor:
+        return super().back(u[..., :-1]) + u[..., -1:] * self.cut
+
+    def solve(self, x: Tensor) -> Tensor:
+        return super().solve(x) - (x * self.tilt).sum(-1, keepdim=True) * self.tilt
+
+    def take(self, index: Tensor) -> CutCoupling:
+        base = super().take(index)
+        return CutCoupling(base.K, base.Kt, base.inverse, base.blocks, self.cut[index], self.tilt[index])
+
+    def to(self, dtype: torch.dtype) -> CutCoupling:
+        base = super().to(dtype)
+        return CutCoupling(base.K, base.Kt, base.inverse, base.blocks, self.cut.to(dtype), self.tilt.to(dtype))
+
+
 def couple(balls: list[tuple[Norm, None]], pieces: list[Any], scale: Array, like: dict[str, Any]) -> Coupling | None:
     """Stack the pieces over the scaled change v = Wδ, each row (or ball as a whole) brought to length one."""
     matrices, blocks, start = [], [], 0

@@ -78,13 +78,13 @@ def fixed(norm, C, n=6, d=16, seed=0):
 @pytest.mark.parametrize("norm", [1, 2, "inf"])
 @pytest.mark.parametrize("kind", list(SETS))
 def test_fixed_rows_reach_the_solvers_dual_value(norm, kind):
-    """Within 500 steps in all (390 of splitting, 100 of Adam): at least 99.9 % of the verified optimum (99 % at p = 1, ∞), and never above the primal."""
+    """Within 500 steps in all (499 of splitting, one look): at least 99.9 % of the verified optimum, and never above the primal."""
     net, solved = fixed(norm, SETS[kind])
-    run = train(net, steps=100, rate=0.01)
+    run = train(net, steps=1, splitting=499)
     reached = np.isfinite(solved.value)
     assert reached.sum() >= 3
     assert (run.history[:, reached] <= solved.value[reached] * (1 + 1e-7)).all()
-    assert (run.lower[reached] >= (0.999 if norm == 2 else 0.99) * solved.lower[reached]).all()
+    assert (run.lower[reached] >= 0.999 * solved.lower[reached]).all()
 
 
 @pytest.mark.parametrize("norm", [1, 2, "inf"])

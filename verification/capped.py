@@ -30,7 +30,9 @@ USEFUL = 1e-3  # relative gain of a row below which a pair is given up at this r
 class CappedRows:
     """What is proved row by row: `proved` (n, K), raised by each `look`; the radius of an input lies between its least and `high`."""
 
-    def __init__(self, engine: BoundEngine, x: Tensor, Q: Tensor, s: Tensor, real: Tensor, region: Region, how: BoundMethod, proved: Tensor) -> None:
+    def __init__(
+        self, engine: BoundEngine, x: Tensor, Q: Tensor, s: Tensor, real: Tensor, region: Region, how: BoundMethod, proved: Tensor
+    ) -> None:
         self.engine, self.x, self.Q, self.s, self.real, self.region, self.how = engine, x, Q, s, real, region, how
         self.proved = torch.where(real, proved, INF)
         self.high = torch.full_like(s[:, 0], INF)
@@ -67,7 +69,7 @@ class CappedRows:
         covers = r >= region.reach() * (1 + 1e-9)
         carried = self.holds[i, k] >= r
         a, b, w = mixed(region, a, b, self.a[i, k], torch.where(carried, self.b[i, k], -INF))
-        todo = torch.arange(len(i), device=r.device)
+        todo, before = torch.arange(len(i), device=r.device), w
         for step in range(STEPS + 1):
             here = i[todo], k[todo]
             self.a[here], self.b[here], self.holds[here] = a[todo], b[todo], r[todo]

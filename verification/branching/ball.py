@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from formulations.coupling import Coupling, Rows
+from formulations.coupling import Coupling, CutCoupling
 from formulations.norms import INF
 from formulations.support import Region
 from verification.branching.coupled import COLD as COLD_STEPS
@@ -99,43 +99,6 @@ def _knapsack(gain: Tensor, cap: Tensor, budget: float) -> tuple[Tensor, Tensor]
     used = ((gain > mu) * cap).sum(-1, keepdim=True)
     room = ((gain == mu) * cap).sum(-1, keepdim=True)
     return mu, ((budget - used) / room.clamp(min=1e-30)).clamp(0, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class CutCoupling(Coupling):
-    """A coupling with one more row a·v ≤ h for each row of the batch; `cut` (R, 1, d) of length one. (M + aaᵀ)⁻¹ by Sherman and Morrison."""
-
-    cut: Tensor
-    tilt: Tensor
-
-    @staticmethod
-    def of(link: Coupling, cut: Tensor, h: Tensor) -> CutCoupling:
-        """The coupling with rows cut·v ≤ h (R, 1, 1); K is kept as it is."""
-        m = link.K.shape[0]
-        tilt = link.solve(cut)
-        tilt = tilt / (1 + (tilt * cut).sum(-1, keepdim=True)).sqrt()
-        return CutCoupling(link.K, link.Kt, link.inverse, (*link.blocks, (slice(m, m + 1), Rows(h, False))), cut, tilt)
-
-    @property
-    def size(self) -> int:
-        return super().size + 1
-
-    def apply(self, x: Tensor) -> Tensor:
-        return torch.cat([super().apply(x), (x * self.cut).sum(-1, keepdim=True)], -1)
-
-    def back(self, u: Tensor) -> Tensor:
-        return super().back(u[..., :-1]) + u[..., -1:] * self.cut
-
-    def solve(self, x: Tensor) -> Tensor:
-        return super().solve(x) - (x * self.tilt).sum(-1, keepdim=True) * self.tilt
-
-    def take(self, index: Tensor) -> CutCoupling:
-        base = super().take(index)
-        return CutCoupling(base.K, base.Kt, base.inverse, base.blocks, self.cut[index], self.tilt[index])
-
-    def to(self, dtype: torch.dtype) -> CutCoupling:
-        base = super().to(dtype)
-        return CutCoupling(base.K, base.Kt, base.inverse, base.blocks, self.cut.to(dtype), self.tilt.to(dtype))
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,10 @@ class ProjectionLayer(nn.Module):
         super().__init__()
         self.link = link
 
+    def over(self, link: Coupling) -> ProjectionLayer:
+        """The same for other inputs."""
+        return ProjectionLayer(link)
+
     def forward(self, u: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
         parts, total, ball = [], torch.zeros_like(u[..., 0]), 0
         for where, block in self.link.blocks:
@@ -72,6 +76,10 @@ class DualObjective(nn.Module):
         self.link, self.norm = link, Norm.of(p)
         self.register_buffer("lo", lo)
         self.register_buffer("hi", hi)
+
+    def over(self, lo: Tensor, hi: Tensor) -> DualObjective:
+        """The same for other inputs, with boxes lo, hi (n, d)."""
+        return DualObjective(self.link, lo, hi, self.norm.p)
 
     def forward(self, a: Tensor, b: Tensor, u: Tensor | None = None, sigma: Tensor | None = None) -> Tensor:
         c, beta = a, b

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from formulations.ascent import Problem, ascend
-from formulations.coupling import Ball
+from formulations.coupling import Ball, Coupling
 from formulations.errors import InputError
 from formulations.norms import INF, Array, GroupNorm, Norm
 from formulations.pieces import BallPiece, CustomPiece, Part, RowsPiece
@@ -27,6 +26,9 @@ from formulations.solution import Solutions
 from formulations.support import Region, _fold_balls
 from verification.dual_network.layers import DualLayer, DualObjective, ProjectionLayer
 from verification.dual_network.rows import FixedRows, FrozenRows
+from verification.dual_network.splitting import split_multipliers
+
+SPLITTING = 400  # steps
 
 
 class DualNetwork(nn.Module):
@@ -115,36 +117,28 @@ class DualNetwork(nn.Module):
                         ball += 1
 
     @torch.no_grad()
-    def split(self, rounds: int = 3, steps: int = 130) -> None:
-        """Multipliers by operator splitting, kept row by row where they are better: those of max −a·v over ‖v‖ ≤ r, C are those of D at r = v* (equal KKT systems).
-
-        r starts at the bound so far and follows it. `rounds`·`steps` splitting steps in all.
-        """
-        if self.dual is None or self.link is None:
+    def split(self, steps: int = SPLITTING) -> None:
+        """Multipliers by operator splitting on each row's program (splitting.py), kept where they are better than those there."""
+        if self.dual is None or self.projection is None or self.link is None or not steps:
             return
+        link, projection = self.link, self.projection
         a, b = self.rows(torch.minimum(self.get_buffer("radius"), self.region.limit))
         n, K, d = a.shape
         owner = torch.arange(n, device=a.device).repeat_interleave(K)
-        link, size = self.link.take(owner), self.dual.get_buffer("size")
-        lo, hi = self.region.lo[owner][:, None], self.region.hi[owner][:, None]
-        reach = self.region.reach()[:, None].expand(n, K)
-        ball = b / torch.linalg.vector_norm(a, {1.0: INF, 2.0: 2.0, INF: 1.0}[self.region.p], dim=-1).clamp(min=1e-300)
-        value = self.objective(a, b, *self._multipliers())
-        for _ in range(rounds):
-            r = torch.minimum(torch.where((value > 0) & torch.isfinite(value), value, ball.clamp(min=1e-9)), reach)
-            quick = Problem(-a.reshape(n * K, 1, d), lo, hi, r.reshape(-1, 1), self.region.p, link)
-            u = torch.nan_to_num(ascend(quick, steps), 0.0, 0.0, 0.0).reshape(n, K, -1)
-            t = [_dual_size(block, u[..., where]) for where, block in self.link.blocks if isinstance(block, Ball)]
-            price = torch.stack(t, -1) if t else u[..., :0]
-            assert self.projection is not None
-            new = self.objective(a, b, *self.projection(u, price))
-            better = (new > value)[..., None]
-            self.dual.u.copy_(torch.where(better, u / size[..., None], self.dual.u))
-            self.dual.price.copy_(torch.where(better, price / size[..., None], self.dual.price))
-            gained = new > value * (1 + 1e-4)
-            value = torch.maximum(new, value)
-            if not bool((gained & torch.isfinite(value)).any()):
-                break
+        size, flat, level = self.dual.get_buffer("size"), a.reshape(n * K, d), b.reshape(-1)
+        lo, hi = self.region.lo[owner], self.region.hi[owner]
+        every = link.take(owner)
+
+        def bound(u: Tensor, index: Tensor) -> Tensor:
+            some, of = projection.over(every.take(index)), self.objective.over(lo[index], hi[index])
+            return of(flat[index, None], level[index, None], *some(u[:, None], prices(every.take(index), u[:, None])))[:, 0]
+
+        before = self.objective(a, b, *self._multipliers())
+        u, found = split_multipliers(flat, level, lo, hi, self.region.p, every, bound, steps)
+        better = (found.reshape(n, K) > before)[..., None]
+        price = prices(every, u[:, None]).reshape(n, K, -1)
+        self.dual.u.copy_(torch.where(better, u.reshape(n, K, -1) / size[..., None], self.dual.u))
+        self.dual.price.copy_(torch.where(better, price / size[..., None], self.dual.price))
 
     def _multipliers(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         if self.dual is None or self.projection is None:
@@ -156,6 +150,12 @@ class DualNetwork(nn.Module):
         """The change that the box alone would make, (n, K, d)."""
         lam = b / a.square().sum(-1).clamp(min=1e-300)
         return torch.minimum(torch.maximum(-lam[..., None] * a, self.region.lo[:, None]), self.region.hi[:, None])
+
+
+def prices(link: Coupling, u: Tensor) -> Tensor:
+    """The least price of every ball under its multipliers, of u (…, m): (…, balls)."""
+    found = [_dual_size(block, u[..., where]) for where, block in link.blocks if isinstance(block, Ball)]
+    return torch.stack(found, -1) if found else u[..., :0]
 
 
 def _dual_size(block: Ball, u: Tensor) -> Tensor:
