@@ -29,14 +29,14 @@ FAR, RISING, LONG = (
     0.3,
 )  # a round ends: residual at this part of its first; at this part and rising; steps as this part of all so far
 LEAST = 8  # steps of a round
-SPAN = 4
+SPAN = 3  # by which t may leave its first size for p = 1, ∞, where early ways of points and multipliers say little of later ones
 NEWTON = 6  # steps for the ceiling
 TINY = 1e-300
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """Per program, (R, 1, …): coupling and box, step t, iterate s; of the round its first s, its first z and multipliers, steps k, first and last residual."""
+    """Per program, (R, 1, …): coupling and box, step t, iterate s, first step t0; of the round its first s, its first z and multipliers, steps k, first and last residual."""
 
     link: CutCoupling
     lo: Tensor
@@ -117,7 +117,8 @@ def _step(now: _State, p: float, done: int) -> tuple[_State, Tensor, Tensor, Ten
     over = (k > LEAST) & ((gap <= FAR * begun) | ((gap <= RISING * begun) & (gap > now.last)) | (k >= LONG * (done + 1)))
     way, turn = ((v - w).norm(dim=-1, keepdim=True) for v, w in ((z, z0), (m, m0)))
     want = (now.t * way / turn.clamp(min=TINY)).sqrt()
-    want = torch.minimum(torch.maximum(want, now.t0 / SPAN), now.t0 * SPAN)
+    if p != 2:
+        want = torch.minimum(torch.maximum(want, now.t0 / SPAN), now.t0 * SPAN)
     t = torch.where(over & (way > 0) & (turn > 0), want, now.t)
     s = torch.where(over, z + m * t, s)  # the same point and multipliers under the new t
     first, k = torch.where(over, s, now.first), torch.where(over, 0.0, k)
