@@ -34,7 +34,7 @@ class Cap(Region):
     @staticmethod
     def of(region: Region, a: Tensor, b: Tensor) -> Cap:
         """The caps of a region's members."""
-        return Cap(*(getattr(region, field.name) for field in fields(Region)), a, b)
+        return Cap(**{field.name: getattr(region, field.name) for field in fields(Region)}, a=a, b=b)
 
     @property
     def whole(self) -> Region:

@@ -131,7 +131,8 @@ class DualNetwork(nn.Module):
 
         def bound(u: Tensor, index: Tensor) -> Tensor:
             some, of = projection.over(every.take(index)), self.objective.over(lo[index], hi[index])
-            return of(flat[index, None], level[index, None], *some(u[:, None], prices(every.take(index), u[:, None])))[:, 0]
+            found: Tensor = of(flat[index, None], level[index, None], *some(u[:, None], prices(every.take(index), u[:, None])))
+            return found[:, 0]
 
         before = self.objective(a, b, *self._multipliers())
         u, found = split_multipliers(flat, level, lo, hi, self.region.p, every, bound, steps)

@@ -36,7 +36,7 @@ TINY = 1e-300
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """Per program, (R, 1, …): coupling and box, step t, iterate s, first step t0; of the round its first s, its first z and multipliers, steps k, first and last residual."""
+    """Per program, (R, 1, …): coupling, box, step t and its first, iterate s; of the round its first s, z and multipliers, steps k, first and last residual."""
 
     link: CutCoupling
     lo: Tensor
