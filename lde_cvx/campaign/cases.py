@@ -11,9 +11,10 @@ from torch import nn
 from formulations.norms import Array, Norm
 from formulations.sets import Box, ConvexSet, LpBall, Polytope, TotalVariation
 from lde_cvx.campaign.networks import Random, Shape, draw
+from lde_cvx.searching import check_searchable
 
 FAMILIES = ("mlp", "mlp", "mlp", "residual", "conv", "mlp", "residual", "conv", "cancelling", "forgetful")
-METHODS = (*("crown",) * 12, *("ibp",) * 3, "alpha-crown")
+METHODS = (*("crown",) * 8, *("ibp",) * 2, "crown-ibp", "alpha-crown", *("branching",) * 3, "exact")
 SETS = ("none", "none", "box", "box", "box", "change", "change", "tv", "polytope", "ball", "equal")
 
 
@@ -51,6 +52,8 @@ def case(seed: int, number: int) -> Case:
     method = METHODS[int(rng.integers(len(METHODS)))]
     if family not in ("mlp", "conv") and method == "alpha-crown":
         method = "crown"
+    if method == "exact" and check_searchable(net, x0.shape, None) is None:
+        method = "branching"  # it splits inputs there
     return Case(number, family, dtype, net, x0, _norm(rng, x0.size), name, _set(name, rng, x0, shape), method)
 
 
