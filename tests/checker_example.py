@@ -26,7 +26,8 @@ from verification.decision import Decision
 from verification.evidence import inner_slopes
 from verification.lirpa import BoundEngine
 from verification.rechecking.bounds import Bounds
-from verification.rechecking.network import Network, read_model
+from verification.rechecking.graph import Network
+from verification.rechecking.network import read_model
 from verification.rechecking.region import Region
 
 VALID, INVALID, CANNOT_DECIDE = CheckStatus.VALID, CheckStatus.INVALID, CheckStatus.CANNOT_DECIDE

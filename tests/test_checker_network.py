@@ -30,9 +30,10 @@ from tests.checker_example import (
 from verification.certificate import Certificate, ModelRecord, RivalEvidence
 from verification.checker import check_file
 from verification.decision import Decision
+from verification.rechecking.affine import Affine
 from verification.rechecking.bounds import enclose
-from verification.rechecking.layers import Affine
-from verification.rechecking.network import read_model, same_words, to_json
+from verification.rechecking.network import read_model, to_json
+from verification.rechecking.words import same_words
 
 
 @pytest.fixture(scope="module")

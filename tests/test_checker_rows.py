@@ -40,9 +40,10 @@ from verification.certificate import Certificate, evaluate
 from verification.certificate_format import parse
 from verification.decision import Decision
 from verification.radius import certified_radius
+from verification.rechecking.activations import Rectifier
+from verification.rechecking.affine import Dense
 from verification.rechecking.bounds import enclose
-from verification.rechecking.layers import Dense, Rectifier
-from verification.rechecking.network import Network, Node
+from verification.rechecking.graph import Network, Node
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from verification.attack import Budget, find_witness
 from verification.certificate_format import Document
 from verification.checker import distance, exact, excess
 from verification.decision import Decision
-from verification.rechecking.network import Network
+from verification.rechecking.graph import Network
 from verification.rechecking.outputs import narrowed, points
 
 NEARLY = 1 - 1e-9  # of `lower`: how long an attacked change may be

@@ -67,7 +67,14 @@ def check(name: str | None, case: Case, decision: Decision, lower: float, upper:
     other, x = asked.case, asked.case.x0[None]
     net, searched = copy.deepcopy(other.net).double(), other.method in SEARCHES
     radii = certified_radius(
-        net, x, other.norm, other.constraints, decisions=asked.decision, method="crown" if searched else other.method, max_passes=15, seconds=SECONDS
+        net,
+        x,
+        other.norm,
+        other.constraints,
+        decisions=asked.decision,
+        method="crown" if searched else other.method,
+        max_passes=15,
+        seconds=SECONDS,
     )
     found = find_witness(net, x, other.norm, other.constraints, decisions=asked.decision, budget=Budget(seconds=SECONDS))
     second, reached = float(radii.lower[0]), float(found.upper[0])

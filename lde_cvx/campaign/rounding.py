@@ -11,8 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from formulations.norms import Array
-from verification.rechecking.layers import Add, Affine, MaxPool, Rectifier, U
-from verification.rechecking.network import Network
+from verification.rechecking.activations import Rectifier
+from verification.rechecking.affine import Add, Affine
+from verification.rechecking.graph import Network
+from verification.rechecking.pooling import MaxPool
+from verification.rechecking.rounding import U
 
 U32 = 2.0**-24
 ROOM = 1.01  # float64 rounding of the bound itself, and the second order of γ

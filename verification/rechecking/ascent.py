@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verification.certificate_format import Split
+from verification.rechecking.activations import Rectifier
+from verification.rechecking.affine import Add, Affine
 from verification.rechecking.bounds import Bounds
-from verification.rechecking.layers import Add, Affine, Array, MaxPool, Rectifier
 from verification.rechecking.multipliers import peak
+from verification.rechecking.pooling import MaxPool
 from verification.rechecking.region import Region
+from verification.rechecking.rounding import Array
 
 FIRST, SECOND = 0.9, 0.99
 SMALL = 1e-12

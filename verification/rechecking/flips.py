@@ -21,9 +21,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from verification.certificate_format import Split
+from verification.rechecking.activations import Activation, Rectifier, lines
 from verification.rechecking.ascent import Climb, Point, covered, total
-from verification.rechecking.bounds import DUST, Bounds
-from verification.rechecking.layers import INFLATE, Activation, Array, Rectifier, U, lines
+from verification.rechecking.backward import DUST
+from verification.rechecking.bounds import Bounds
+from verification.rechecking.rounding import INFLATE, Array, U
 
 ROUNDS, GAIN = 40, 0.002  # of rows and bounds, each earned by a relative gain of what the row lacks
 ROW_STEPS, ROW_RATE, DECAY = 10, 0.15, 0.95
@@ -111,7 +113,7 @@ class Flips:
             c = c + step
             error = error + 2 * U * (np.abs(step) + np.abs(c))
         for i, A in terms:  # products γ q, and sums of rows over one value, are rounded
-            error = error + (len(terms) + 1) * U * (np.abs(A) @ self.here.size(i)) + DUST * (1 + self.here.size(i).sum())
+            error = error + (len(terms) + 1) * U * (np.abs(A) @ self.here.size(i).ravel()) + DUST * (1 + self.here.size(i).sum())
         return self.here.at_x0(a, c, error * INFLATE)
 
     def _missed(self, row: Array, b: float) -> float:

@@ -18,9 +18,12 @@ from flint import arb, ctx, fmpq
 
 from verification.certificate_format import Document
 from verification.checker import Rational, distance, exact, excess, float_up
+from verification.rechecking.activations import Rectifier, Tanh
+from verification.rechecking.affine import Add, Affine
 from verification.rechecking.bounds import enclose
-from verification.rechecking.layers import Add, Affine, Array, MaxPool, Rectifier, Tanh
-from verification.rechecking.network import Network, Node
+from verification.rechecking.graph import Network, Node
+from verification.rechecking.pooling import MaxPool
+from verification.rechecking.rounding import Array
 
 __all__ = ["Findings", "Point", "check_outputs", "narrowed", "points"]
 

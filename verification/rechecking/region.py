@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from verification.certificate_format import Cell, Document, NormSpec
 from verification.checker import Hull, exact, float_down, float_up
-from verification.rechecking.layers import INFLATE, TINY, Array, U, gamma
 from verification.rechecking.multipliers import Search, cut_multiplier, length_multiplier
+from verification.rechecking.rounding import INFLATE, TINY, Array, U, gamma
 
 CHUNK = 1 << 22  # numbers in one temporary of the search for multipliers
 DENSE = 1 << 16
@@ -123,15 +123,16 @@ class Block:
         return out
 
 
-def dual_up(norm: NormSpec, w: Array) -> Array:
-    """An upper bound of ‖w‖_* (R,) of rows w (R, d)."""
+def dual_up(norm: NormSpec, w: Array, scale: Array | None = None) -> Array:
+    """An upper bound of ‖w‖_* (R,) of rows w (R, d); `scale`: the diagonal of W, where it is not the norm's own."""
+    scale = (np.ones(1) if norm.weights is None else np.array(norm.weights)) if scale is None else scale
     if norm.p == "group":
         v = np.stack([np.sqrt((w[:, g] ** 2).sum(1)) for g in norm.groups], 1) / np.array(norm.weights)
         out: Array = v.max(1)
     else:
-        v = np.abs(w) if norm.weights is None else np.abs(w) / np.array(norm.weights)
+        v = np.abs(w) / scale
         out = v.max(1, initial=0) if norm.p == "1" else v.sum(1) if norm.p == "inf" else np.sqrt((v**2).sum(1))
-    out = out * (1 + gamma(w.shape[1] + 8)) + w.shape[1] * 2.0**-500 / (1.0 if norm.weights is None else min(norm.weights))
+    out = out * (1 + gamma(w.shape[1] + 8)) + w.shape[1] * 2.0**-500 / scale.min()
     return out  # squares below 2^-1022 may vanish, which is what the last term covers
 
 
@@ -167,9 +168,31 @@ class Region:
         out._search, out.capped = None if self._search is None else Search(out, self._effort), True
         return out
 
+    def seen(self, columns: Places) -> Region:
+        """For rows that see the coordinates `columns` (R, k) only, with their entries there: ball and box of those, which is all that `above` then asks."""
+        out = copy.copy(self)
+        out.lo, out.hi, out.size, out.scale, out.dim = (
+            self.lo[columns],
+            self.hi[columns],
+            self.size[columns],
+            self.scale[columns],
+            columns.shape[1],
+        )
+        return out
+
     @property
     def bounded(self) -> bool:
         return bool(np.isfinite(self.size).all())
+
+    @property
+    def coupled(self) -> bool:
+        """Is there more to it than ball and box?"""
+        return bool(self.blocks)
+
+    @property
+    def boxed(self) -> bool:
+        """Is it its box? (A group norm's ball is a block.)"""
+        return not self.blocks and (not math.isfinite(self.radius) or self.norm.p == "inf")
 
     def above(self, A: Array, start: Array | None = None, *, search: bool = True) -> tuple[Array, Array]:
         """(an upper bound (R,) of max A·δ, multipliers (R, m) that may start a later search) for rows A (R, d); without `search` u stays 0."""
@@ -220,7 +243,7 @@ class Region:
             value = np.where(q == 0, 0.0, q * corner).sum(1)
             error = (gamma(self.dim + 3) * np.where(q == 0, 0.0, np.abs(q) * self.size)).sum(1)
         if math.isfinite(self.radius) and self.norm.p in ("1", "2"):
-            ball = self.radius * dual_up(self.norm, w)
+            ball = self.radius * dual_up(self.norm, w, self.scale)
             value, error = value + ball, error + 4 * U * (np.abs(value) + ball)
         out: Array = value + error * INFLATE + self.dim * TINY
         return out

@@ -18,18 +18,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from verification.certificate_format import FLIP_ROW, MARGIN_ROW, Cell, Document, FormatError, Inner, Split
 from verification.checker import exact, float_up
+from verification.rechecking.affine import Add, Affine
 from verification.rechecking.bounds import Bounds
 from verification.rechecking.flips import Flips
-from verification.rechecking.layers import Add, Affine, Array
-from verification.rechecking.network import LayerError, Network, read_model, same_words
+from verification.rechecking.graph import LayerError, Network
+from verification.rechecking.network import read_model
 from verification.rechecking.outputs import Findings, Point, check_outputs, points
 from verification.rechecking.region import Region
+from verification.rechecking.rounding import Array
+from verification.rechecking.words import same_words
 
 __all__ = ["Findings", "check_model", "check_outputs", "check_rows"]
 
@@ -83,40 +87,62 @@ def _first(reasons: list[str]) -> list[str]:
 
 def check_rows(doc: Document, network: Network) -> Findings:
     """Level B: is every row of every cell a minorant there?"""
-    out, known, stored = Findings(), dict[int, Array](), points(doc, network)
-    cache: dict[tuple[float, tuple[Split, ...]], Bounds | str] = {}
-    patient = True
-    inner = {(cell.radius, tuple(cell.path)): cell.inner for cells in doc.cells for cell in cells if cell.inner}
+    out, desk, stored = Findings(), _Desk(doc, network), points(doc, network)
     for k, cells in enumerate(doc.cells):
         for i, cell in enumerate(cells):
-            where = f"rivals[{k}].cells[{i}]"
-            key = (cell.radius, tuple(cell.path))
-            if key not in cache:
-                if len(cache) > 8:  # trees of splits have thousands of cells, each with bounds of its own
-                    cache.clear()
-                cache[key] = _bounds(doc, network, cell, known, inner.get(key, ()))
-            bounds = cache[key]
-            if isinstance(bounds, str):
-                out.undecided.append(f"{where}: {bounds}")
-                continue
-            missed = _rows_missed(doc, network, bounds, cell, k)
-            for effort in (1, 2):  # better multipliers of the set; where they do not help once, they are not tried again
-                rows = sum(map(len, known.values()))
-                if (
-                    not missed
-                    or not patient
-                    or not bounds.region.blocks
-                    or rows * (bounds.region.dim + bounds.region.K.shape[0]) * 4**effort > WORK
-                ):
-                    break
-                cache[key] = better = _bounds(doc, network, cell, known, inner.get(key, ()), effort)
-                assert isinstance(better, Bounds)
-                missed = _rows_missed(doc, network, better, cell, k)
-                patient = effort < 2 or not missed
+            where, missed = f"rivals[{k}].cells[{i}]", desk.missed(cell, k)
             out.undecided += [f"{where}: {why}" for why in missed]
             if missed:
                 out.wrong += [f"{where}: {why}" for why in _refuted(doc, network, cell, k, stored)]
     return out
+
+
+class _Desk:
+    """Rows asked one by one, with the bounds of the cells asked last."""
+
+    def __init__(self, doc: Document, network: Network) -> None:
+        self.doc, self.network = doc, network
+        self.known: dict[int, Array] = {}
+        self.cache: dict[tuple[float, tuple[Split, ...], int], Bounds | str] = {}
+        self.patient = True
+        self.inner = {(cell.radius, tuple(cell.path)): cell.inner for cells in doc.cells for cell in cells if cell.inner}
+
+    def bounds(self, cell: Cell, effort: int = 0) -> Bounds | str:
+        key = (cell.radius, tuple(cell.path), effort)
+        if key not in self.cache:
+            if len(self.cache) > 16:  # trees of splits have thousands of cells, each with bounds of its own
+                self.cache.clear()
+            self.cache[key] = _bounds(self.doc, self.network, cell, self.known, self.inner.get(key[:2], ()), effort)
+        return self.cache[key]
+
+    def missed(self, cell: Cell, k: int) -> list[str]:
+        """What of the cell's rows is not derived: on the cell itself, with better multipliers of the set, or on cells that hold it."""
+        bounds = self.bounds(cell)
+        if isinstance(bounds, str):
+            return [bounds]
+        left = _shortfalls(self.doc, self.network, bounds, cell, k, dict.fromkeys(range(len(cell.b)), math.inf))
+        for effort in (1, 2):  # where they do not help once, they are not tried again
+            rows = sum(map(len, self.known.values()))
+            most = rows * (bounds.region.dim + bounds.region.K.shape[0]) * 4**effort
+            if not left or not self.patient or not bounds.region.blocks or most > WORK:
+                break
+            better = self.bounds(cell, effort)
+            assert isinstance(better, Bounds)
+            left = _shortfalls(self.doc, self.network, better, cell, k, left)
+            self.patient = effort < 2 or not left
+        for depth in reversed(range(len(cell.path))):  # a cell's row may be an ancestor's, which holds there too
+            margins = {j: v for j, v in left.items() if cell.row_of[j] == MARGIN_ROW}
+            if not margins or any(s.at != "input" for s in cell.path):
+                break
+            above = self.bounds(replace(cell, path=cell.path[:depth]))
+            if isinstance(above, str):
+                break
+            still = _shortfalls(self.doc, self.network, above, cell, k, margins)
+            left = {j: still.get(j, v) for j, v in left.items() if j in still or j not in margins}
+        words = {FLIP_ROW: ", it speaks of flips alone"}
+        return [
+            f"row {j} is not derived from the weights (short by {v:.3g}){words.get(cell.row_of[j], '')}" for j, v in sorted(left.items())
+        ]
 
 
 def _bounds(doc: Document, network: Network, cell: Cell, known: dict[int, Array], inner: Sequence[Inner], effort: int = 0) -> Bounds | str:
@@ -143,10 +169,12 @@ def _value_at(network: Network, split: Split) -> int | None:
     return None
 
 
-def _rows_missed(doc: Document, network: Network, bounds: Bounds, cell: Cell, k: int) -> list[str]:
-    last, missed = len(network.nodes) - 1, []
+def _shortfalls(doc: Document, network: Network, bounds: Bounds, cell: Cell, k: int, asked: Mapping[int, float]) -> dict[int, float]:
+    """By how much those of the rows `asked` are missed that are not derived on these bounds; at most what is known of them."""
+    last, missed = len(network.nodes) - 1, dict[int, float]()
     margins = [j for j, of in enumerate(cell.row_of) if of < 0]
-    for j, (row, b) in enumerate(zip(cell.a, cell.b, strict=True)):
+    for j, short in asked.items():
+        row, b = np.array(cell.a[j]), cell.b[j]
         if cell.row_of[j] >= 0:
             split = cell.path[cell.row_of[j]]
             place = _value_at(network, split)
@@ -157,18 +185,14 @@ def _rows_missed(doc: Document, network: Network, bounds: Bounds, cell: Cell, k:
         else:
             start, q, shift = last, np.array(doc.rows[k]), doc.shifts[k]
             slopes = _proposal(network, cell, margins.index(j)) if cell.row_of[j] == MARGIN_ROW else None
-        short = math.inf
         for choice in [slopes, None] if slopes is not None else [None]:
-            short = min(short, bounds.shortfall(start, q, shift, np.array(row), b, choice))
+            short = min(short, bounds.shortfall(start, q, shift, row, b, choice))
             if short <= 0:
                 break
         if cell.row_of[j] == FLIP_ROW and short > 0 and Flips.knows(bounds):
-            short = min(short, _flips(network, bounds, cell, q, shift, j).shortfall(np.array(row), b))
+            short = min(short, _flips(network, bounds, cell, q, shift, j).shortfall(row, b))
         if short > 0:
-            missed.append(
-                f"row {j} is not derived from the weights (short by {short:.3g})"
-                + (", it speaks of flips alone" if cell.row_of[j] == FLIP_ROW else "")
-            )
+            missed[j] = short
     return missed
 
 

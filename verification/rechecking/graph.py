@@ -1,0 +1,42 @@
+"""A network as a list of values, each a layer of earlier ones. It needs numpy and python-flint only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verification.rechecking.activations import Activation
+from verification.rechecking.affine import Add, Affine
+from verification.rechecking.pooling import MaxPool
+from verification.rechecking.rounding import Shape
+
+__all__ = ["Layer", "LayerError", "Network", "Node"]
+
+Layer = Affine | Add | Activation | MaxPool
+
+
+class LayerError(ValueError):
+    """A layer that level B does not cover, or whose arguments do not fit; the message names it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One value of the network: a layer applied to earlier values (−1: the input)."""
+
+    name: str
+    layer: Layer
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Values in the order of evaluation; the last one is the output."""
+
+    shape_in: Shape
+    nodes: tuple[Node, ...]
+
+    def shape(self, i: int) -> Shape:
+        return self.shape_in if i < 0 else self.nodes[i].layer.shape
+
+    def activations(self) -> list[int]:
+        """Places of the elementwise nonlinear layers, in order: the k-th of them is "layer k" of a certificate's relaxation."""
+        return [i for i, node in enumerate(self.nodes) if not isinstance(node.layer, Affine | Add | MaxPool)]
