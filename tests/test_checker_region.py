@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from formulations.norms import GroupNorm, Norm
 from formulations.sets import Box, LpBall, Polytope, TotalVariation
 from tests.checker_example import document, in_ball
+from verification.certificate_format import Split
 from verification.rechecking.activations import Rectifier, Sigmoid, Tanh, tanh_bounds
 from verification.rechecking.region import Region
 
@@ -89,6 +91,24 @@ def test_the_support_function_is_an_upper_bound_and_nearly_tight(name: str, norm
         assert bound >= best - 1e-7
         assert second >= best - 1e-7
         assert min(bound, second) <= best * 1.05 + 1e-6
+
+
+@pytest.mark.parametrize("norm", [1, 2, "inf", Norm(2, np.linspace(0.5, 2, 12)), Norm(1, np.linspace(0.5, 2, 12))], ids=str)
+def test_cells_that_do_not_hold_x0_are_bounded_tightly(norm: Any) -> None:
+    """A cell of cut inputs takes its nearest change off the ball's radius."""
+    import cvxpy as cp
+
+    n = Norm.of(norm)
+    doc, cell = document(np.full(12, 0.5), norm, Box(0, 1), 0.7)
+    cuts = [Split("input", 0, 0.7, 1), Split("input", 3, 0.4, -1), Split("input", 4, 0.6, -1)]
+    A = np.random.default_rng(3).normal(size=(40, 12))
+    above = Region(doc, replace(cell, path=cuts)).above(A)[0]
+    delta = cp.Variable(12)
+    length = cp.norm(cp.multiply(n.scale(12), delta), {1.0: 1, 2.0: 2}.get(n.p, "inf"))
+    region = [length <= 0.7, delta >= -0.5, delta <= 0.5, delta[0] >= 0.2, delta[3] <= -0.1, delta[4] <= 0.1]
+    for row, bound in zip(A, above, strict=True):
+        best = cp.Problem(cp.Maximize(row @ delta), region).solve(solver="CLARABEL")
+        assert best - 1e-7 <= bound <= best + 1e-6 * (1 + abs(best))
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from formulations.norms import INF, GroupNorm, Norm
 from formulations.sets import Box, LpBall, Polytope
 from formulations.sets.base import ConvexSet
 from lde_cvx.explainer import LagrangeDualExplainer
+from lde_cvx.models import save_model
 from verification.branching import BranchingStop, branch_radius
-from verification.branching.inputs import InputSplitResult, split_inputs
+from verification.branching.inputs import InputSplitResult, _Search, split_inputs
+from verification.checker import CheckStatus, check_file
 from verification.input_evidence import cell_box
 from verification.lirpa import BoundEngine
 
@@ -137,16 +141,37 @@ def test_a_set_that_holds_no_flip_is_unreachable(start: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("within", "norm"), [("box", "l1"), ("box", "l2"), ("box", "linf"), ("rows", "l1"), ("box", "groups")])
-def test_explanations_branch_on_smooth_networks(norm: str, within: str, start: torch.Tensor) -> None:
-    """More than CROWN proves; the tree is a certificate that holds in exact arithmetic, and one with a lower row raised does not."""
+def test_explanations_branch_on_smooth_networks(norm: str, within: str, start: torch.Tensor, tmp_path: Path) -> None:
+    """More than CROWN proves; the tree is a certificate that holds in exact arithmetic, and its rows are derived again from the weights."""
     net, C, N = network(7, nn.Tanh), SETS[within], NORMS[norm]
     plain = LagrangeDualExplainer(net, N, C).explain(start)
     better = LagrangeDualExplainer(net, N, C, method="branching", time_limit=3.0).explain(start)
     assert better.certificate.check(net).ok
+    save_model(net, tmp_path / "net.safetensors")
+    report = check_file(better.certificate.save(tmp_path / "c.json"), level="B", model=tmp_path / "net.safetensors")
+    assert report.ok if within == "box" and norm != "groups" else report.status is not CheckStatus.INVALID, report.reasons
     assert plain.lower <= better.lower <= better.upper
     if within == "box" and norm != "groups":
         assert better.lower > plain.lower
         assert any(cell["path"] for rival in better.certificate.record["rivals"] for cell in rival["cells"])
+
+
+def test_the_first_cell_holds_every_change_within_its_radius(start: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Radii that float32 cannot hold are no smaller on the way."""
+    asked: list[tuple[float, np.ndarray, np.ndarray]] = []
+    bound = _Search._bound
+
+    def watched(self: _Search, cells: list[Any], radius: float) -> None:
+        asked.extend((radius, cell.lo.copy(), cell.hi.copy()) for cell in cells if not cell.path)
+        bound(self, cells, radius)
+
+    monkeypatch.setattr(_Search, "_bound", watched)
+    for upper in (0.1, 0.3, 1 / 3, 0.7):
+        split_inputs(network(7, nn.Tanh), start, None, INF, upper=upper, node_limit=100)
+    assert len(asked) > 4
+    for radius, lo, hi in asked:
+        assert (lo <= start.numpy() - radius + 1e-15).all()
+        assert (hi >= start.numpy() + radius - 1e-15).all()
 
 
 def test_exact_is_for_chains(start: torch.Tensor) -> None:

@@ -194,7 +194,7 @@ class _Search:
 
     def _ask(self, radius: float, end: float, node_limit: float) -> BranchingStop | None:
         """None when the question closed; what it proves is kept where it is more than what was known."""
-        lo, hi = (v[0].cpu().numpy() + self.z0 for v in self.whole.with_radius(torch.tensor([radius])).hull())
+        lo, hi = (v[0].cpu().numpy() + self.z0 for v in self.whole.with_radius(torch.tensor([radius], dtype=self.x.dtype)).hull())
         rows = len(self.s[0])
         root = _Cell(lo, hi, (), np.zeros((rows, len(lo))), np.full(rows, -INF), np.zeros(rows))
         self._bound([root], radius)

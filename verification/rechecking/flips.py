@@ -27,7 +27,8 @@ from verification.rechecking.backward import DUST
 from verification.rechecking.bounds import Bounds
 from verification.rechecking.rounding import INFLATE, Array, U
 
-ROUNDS, GAIN = 40, 0.002  # of rows and bounds, each earned by a relative gain of what the row lacks
+ROUNDS, GAIN = 40, 0.002  # of rows and bounds, each earned by a relative gain of what the row lacks,
+NARROWER = 0.98  # or by bounds of the rectifiers' inputs that are narrower by more than this factor, which the next row has the use of
 ROW_STEPS, ROW_RATE, DECAY = 10, 0.15, 0.95
 STEPS, RATE = 6, 0.25  # of the ascent for one bound
 
@@ -66,16 +67,25 @@ class Flips:
         """By how much `row·δ + b ≤ 0 at every flip of the cell` is missed; ≤ 0 proves it."""
         missed = math.inf
         with np.errstate(all="ignore"):
+            width = last = self._width()
             for _ in range(ROUNDS):
                 before = self.slack
                 self._raise_row()
                 if self.empty:
                     return -math.inf
                 missed = min(missed, self._missed(row, b))
-                if missed <= 0 or (math.isfinite(before) and not self.slack - before > GAIN * abs(before)):
+                if missed <= 0 or (math.isfinite(before) and not self.slack - before > GAIN * abs(before) and not width < NARROWER * last):
                     break
                 self._narrow()
+                if self.empty:
+                    return -math.inf
+                width, last = self._width(), width
         return missed
+
+    def _width(self) -> float:
+        """How far apart the bounds of what enters the rectifiers are, in all."""
+        ends = [self.here.of(node.sources[0]) for node in self.network.nodes if isinstance(node.layer, Rectifier)]
+        return float(sum((high - low).sum() for low, high in ends))
 
     # ---------------------------------------------------------------------------------------------------------------------- rows
 
@@ -134,8 +144,7 @@ class Flips:
                 self.here.lines[i] = lines(node.layer, low, high, (low, high))
             low, high = self.here.interval(node)
             known = self.here.bounds[i]
-            low, high = np.maximum(low, known[0]), np.minimum(high, known[1])
-            self.here.bounds[i] = (np.minimum(low, high), np.maximum(low, high))
+            self.here.bounds[i] = self._met(np.maximum(low, known[0]), np.minimum(high, known[1]))
 
     def _narrow_value(self, i: int) -> None:
         low, high = (v.ravel().copy() for v in self.here.bounds[i])
@@ -159,8 +168,12 @@ class Flips:
         below = self._least(climb, start, {i: E})
         first, last = low.copy(), high.copy()
         first[index], last[index] = np.fmax(first[index], below[: len(index)]), np.fmin(last[index], -below[len(index) :])
-        low, high = np.minimum(first, last), np.maximum(first, last)
-        self.here.bounds[i] = (low.reshape(shape), high.reshape(shape))
+        self.here.bounds[i] = self._met(first.reshape(shape), last.reshape(shape))
+
+    def _met(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """Bounds that hold for all flips; where they cross there is none."""
+        self.empty = self.empty or bool((low > high).any())
+        return np.minimum(low, high), np.maximum(low, high)
 
     def _least(self, climb: Climb, point: Point, own: Mapping[int, Array]) -> Array:
         """Lower bounds (R,) of the rows over flips."""

@@ -249,20 +249,39 @@ class Region:
         return out
 
     def _share(self, A: Array) -> Array:
-        """w: what the ball takes of A. For p = ∞ the ball is its box; a group norm's ball is a part."""
+        """w: what the ball takes of A, μ times the scaled change at which A·δ is largest. For p = ∞ the ball is its box; a group norm's ball is a part.
+
+        A box that holds no zero takes its nearest change off the budget first.
+        """
         if not math.isfinite(self.radius) or self.norm.p not in ("1", "2"):
             return np.zeros_like(A)
-        v, cap = np.abs(A) / self.scale, np.where(A > 0, self.hi, -self.lo) * self.scale
+        least = np.clip(0.0, self.lo, self.hi) * self.scale
+        if self.norm.p == "2" and least.any():
+            return self._apart(A)
+        v, cap = np.abs(A) / self.scale, np.abs(np.where(A > 0, self.hi, self.lo)) * self.scale - np.abs(least)
+        budget = self.radius - np.broadcast_to(np.abs(least), A.shape).sum(1)
         cap = np.clip(cap, 0, self.radius)
         if self.norm.p == "1":  # μ = the gain at which the budget ends
             order = np.argsort(-v, axis=1)
             spent = np.cumsum(np.take_along_axis(cap, order, 1), 1)
-            last = np.minimum((spent < self.radius).sum(1), self.dim - 1)
-            mu = np.where(spent[:, -1] <= self.radius, 0.0, np.take_along_axis(np.take_along_axis(v, order, 1), last[:, None], 1)[:, 0])
-            return np.clip(A, -mu[:, None] * self.scale, mu[:, None] * self.scale)
+            last = np.minimum((spent < budget[:, None]).sum(1), self.dim - 1)
+            mu = np.where(spent[:, -1] <= budget, 0.0, np.take_along_axis(np.take_along_axis(v, order, 1), last[:, None], 1)[:, 0])
+            most = mu[:, None] * self.scale
+            return np.where(least != 0, most * np.sign(least), np.clip(A, -most, most))
         mu = length_multiplier(v, cap, self.radius)[:, None]
         full = mu * cap * self.scale
         return np.where(np.abs(A) <= full, A, np.sign(A) * full)
+
+    def _apart(self, A: Array) -> Array:
+        """w at p = 2 where the box holds no zero: y = clip(A/(μW), …) of length `radius`, by bisection."""
+        low, high = np.full(len(A), 1e-30), (np.sqrt(((A / self.scale) ** 2).sum(1)) + 1e-300) / max(self.radius, 1e-300) * 2.0**40
+        lo, hi = self.lo * self.scale, self.hi * self.scale
+        for _ in range(120):
+            mu = np.sqrt(low * high)
+            longer = np.sqrt((np.clip(A / self.scale / mu[:, None], lo, hi) ** 2).sum(1)) > self.radius
+            low, high = np.where(longer, mu, low), np.where(longer, high, mu)
+        most = high[:, None]
+        return np.where(most > 1e-29, np.clip(A / self.scale / most, lo, hi) * most * self.scale, 0.0)
 
 
 def _couple(doc: Document, radius: float) -> tuple[Matrix, list[Block]]:
