@@ -33,6 +33,7 @@ from lde_cvx.manifest import NAME, compare, read_manifest, write_manifest
 from lde_cvx.models import load_model, load_torch_state, save_model
 from tests.certificate_example import linear_certificate, rehashed
 from tests.judges import follows
+from tests.test_certificate_trees import two_layers
 from verification.certificate import Certificate
 from verification.certificate_format import FormatError, canonical, decode, parse
 from verification.checker import CheckStatus, check_file, check_record
@@ -183,8 +184,14 @@ class Corpus:
 
         torch.save(nn.Linear(2, 2).state_dict(), folder / "state.pth")
         self.honest = certificate
+        tree = two_layers(2)
+        self.tree = tree.certify(tree.branched()).certificate
+        self.tree.save(folder / "tree.certificate")
+        save_model(tree.model, folder / "tree.safetensors")
         self.readers: dict[str, Reader] = {
             "a.json": lambda p: self.certificate(p),
+            "tree.certificate": lambda p: self.leaves(p),
+            "tree.safetensors": lambda p: self.told(folder / "tree.certificate", p),
             NAME: lambda p: compare(read_manifest(p)),
             "model.safetensors": lambda p: (load_model(p), self.checkers_model(p)),
             "net.onnx": load_model,
@@ -207,6 +214,20 @@ class Corpus:
         (told,) = check_files([path])
         assert told.ok == report.ok
         Certificate.load(path)
+
+    def leaves(self, path: Path) -> None:
+        """A tree at level B, with the honest model."""
+        report = check_file(path, level="B", model=self.folder / "tree.safetensors")
+        assert all("\n" not in r for r in report.reasons)
+        assert not report.ok or decode(path.read_bytes()) == self.tree.record
+
+    def told(self, path: Path, model: Path) -> None:
+        """The honest tree at level C, with a model that may be damaged: valid only of the same weights and layers."""
+        report = check_file(path, level="C", model=model)
+        assert all("\n" not in r for r in report.reasons)
+        if report.ok:
+            weights, own = (read_model(p).tensors for p in (model, self.folder / "tree.safetensors"))
+            assert all((weights[k] == v).all() for k, v in own.items())
 
     def checkers_model(self, path: Path) -> None:
         try:
@@ -256,9 +277,10 @@ def test_damaged_files_are_answered_or_refused(corpus: Corpus, tmp_path: Path) -
 def forgeries(count: int, seed: int) -> tuple[int, int]:
     """Certificates deformed in one place, with an honest hash: (how many, how many passed). What passes is true of its own evidence, says the solver."""
     rng, passed = random.Random(seed), 0
-    sources = [linear_certificate(norm)[0].record for norm in (1, 2, "inf")]
+    tree = two_layers(2)
+    sources = [*(linear_certificate(norm)[0].record for norm in (1, 2, "inf")), tree.certify(tree.branched()).certificate.record]
     for k in range(count):
-        forged = deformed(sources[k % 3], rng)
+        forged = deformed(sources[k % 4], rng)
         try:
             forged = rehashed(forged)
         except FormatError:
