@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -197,15 +197,6 @@ def minimise(
     )  # fmt: skip
 
 
-def after(first: FrankWolfeResult, then: FrankWolfeResult) -> FrankWolfeResult:
-    """The answer of a run that `then` continued, with the work of both."""
-    return replace(
-        then, iterations=first.iterations + then.iterations, gradients=first.gradients + then.gradients,
-        evaluations=first.evaluations + then.evaluations, minimisations=first.minimisations + then.minimisations,
-        values=torch.cat([first.values[:-1], then.values]), seconds=first.seconds + then.seconds,
-    )  # fmt: skip
-
-
 def _direction(
     polytope: Polytope, known: _Vertices | None, slope: Tensor, here: Tensor, theta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -295,5 +286,5 @@ class _Rule:
 
 
 __all__ = [
-    "Birkhoff", "FrankWolfeResult", "Function", "Gradient", "Polytope", "SparseBox", "Step", "Variant", "after", "gradient_of", "minimise",
+    "Birkhoff", "FrankWolfeResult", "Function", "Gradient", "Polytope", "SparseBox", "Step", "Variant", "gradient_of", "minimise",
 ]  # fmt: skip

@@ -39,6 +39,17 @@ class SparseBox:
         vertex = torch.zeros_like(gradient).scatter(1, order, share)
         return torch.where(gradient < 0, vertex, torch.zeros_like(vertex))
 
+    def project(self, y: Tensor) -> Tensor:
+        """argmin_{v ∈ P} ‖v − y‖₂ = clip(y − τ, 0, 1) with the least τ ≥ 0 that keeps Σ ≤ k: the sum is piecewise linear in τ with bends at y_i and y_i − 1."""
+        rates = self.rates.to(y)[:, None]
+        bends, order = torch.sort(torch.cat([y, y - 1], 1), dim=1, descending=True)
+        slopes = torch.where(order < y.shape[1], 1.0, -1.0).to(y).cumsum(1)  # entries strictly between 0 and 1 just below each bend
+        sums = torch.cat([torch.zeros_like(rates), (slopes[:, :-1] * -bends.diff(dim=1)).cumsum(1)], 1)  # Σ at τ = bend
+        last = (torch.searchsorted(sums, rates, right=True) - 1).clamp(0, bends.shape[1] - 1)
+        room = rates - sums.gather(1, last)
+        tau = bends.gather(1, last) - room / torch.clamp(slopes.gather(1, last), min=1.0)
+        return torch.clamp(y - torch.clamp(tau, min=0.0), 0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Birkhoff:

@@ -21,15 +21,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from formulations.frank_wolfe import Birkhoff, FrankWolfeResult, Gradient, SparseBox, Step, Variant, after, gradient_of, minimise
+from formulations.frank_wolfe import Birkhoff, FrankWolfeResult, Gradient, SparseBox, Step, Variant, gradient_of, minimise
 from formulations.norms import Array
 from formulations.projected_gradient import minimise_over_box
+from formulations.quasi_newton import minimise_by_models
 from lde_cvx.distortion import MODES, Background, Distortion, distortion_of
 from lde_cvx.inputs import read_batch
 from verification.model import float64_copy
 
 KINDS = ("lagrangian", "constrained", "multi-rate", "ordering")
-_EARLY = 30  # plain steps before the away steps: D is not convex, and steps fitted to its curvature at 0 end in worse valleys
+MODELS = "second-order"
 _CHUNK = 64  # candidates whose distortion is evaluated at once
 
 
@@ -71,10 +72,10 @@ class RateDistortion:
                 summed by "ordering" (default: all, 1 … d); penalties: μ of "lagrangian"
     distortion  "diagonal", "low-rank" (`rank`), "full", "sampling" (`samples`) or "exact" (one hidden layer)
     background  what replaces the rest (see `Background`); None: uniform between the input's least and largest value
-    variant     "plain", "away", "lazy", "lazy-away"; step: "adaptive", "monotone" or "open"; "ordering" is plain with open steps.
-                Away steps with adaptive lengths follow a few plain monotone ones
+    variant     "second-order" (see `formulations.quasi_newton`: the fewest gradients), or Frank–Wolfe's "plain", "away", "lazy", "lazy-away" with
+                step "adaptive", "monotone" or "open"; "ordering" is plain with open steps
     batch       rates drawn per step of "ordering" (stochastic Frank–Wolfe; default a tenth of them, at least 8); 0: all, deterministic
-    iterations  at most; default 199, of "ordering" 100. tolerance: on the Frank–Wolfe gap
+    iterations  at most; default 100. tolerance: on the Frank–Wolfe gap
     Raises InputError on anything unknown, and on rates outside [0, d].
     """
 
@@ -90,7 +91,7 @@ class RateDistortion:
         background: Background | None = None,
         rank: int = 30,
         samples: int = 64,
-        variant: Variant | str = Variant.AWAY,
+        variant: Variant | str = MODELS,
         step: Step | str = Step.ADAPTIVE,
         batch: int | None = None,
         iterations: int | None = None,
@@ -109,11 +110,12 @@ class RateDistortion:
             raise InputError(f"penalties={list(penalties)} must be numbers ≥ 0, at least one.")
         if rank < 1:
             raise InputError(f"rank={rank} must be at least 1.")
-        self.variant, self.step = _member(Variant, "variant", variant), _member(Step, "step", step)
+        self.variant = None if variant == MODELS else _member(Variant, "variant", variant, MODELS)
+        self.step = _member(Step, "step", step)
         self.model, self.kind, self.rate, self.rates, self.penalties = float64_copy(model, device), kind, rate, rates, tuple(penalties)
         self.distortion, self.background, self.rank, self.samples = distortion, background, rank, samples
         self.batch, self.tolerance, self.target, self.seed = batch, tolerance, target, seed
-        self.iterations = iterations or (100 if kind == "ordering" else 199)
+        self.iterations = iterations or 100
 
     # ---- questions --------------------------------------------------------------------------------------------------------
 
@@ -190,16 +192,13 @@ class RateDistortion:
             return self._record(x, output, result, result.point, result.point.sum(1), distortions, result.dual_gap)
         rates = self._rates(d, x)
         start = torch.zeros(len(rates), d, dtype=x.dtype, device=x.device)
-        polytope, early = SparseBox(rates), min(_EARLY, self.iterations // 4) if self.variant.away and self.step is Step.ADAPTIVE else 0
-        first = None
-        if early:
-            first = minimise(gradient_of(D), polytope, start, function=D, step=Step.MONOTONE, steps=early, tolerance=self.tolerance)
-            start = first.point
-        result = minimise(
-            gradient_of(D), polytope, start, function=D, variant=self.variant, step=self.step, steps=self.iterations - early,
-            tolerance=self.tolerance,
-        )  # fmt: skip
-        result = result if first is None else after(first, result)
+        polytope, slopes, steps = SparseBox(rates), gradient_of(D), self.iterations
+        if self.variant is None:
+            result = minimise_by_models(slopes, polytope, start, function=D, steps=steps, tolerance=self.tolerance)
+        else:
+            result = minimise(
+                slopes, polytope, start, function=D, variant=self.variant, step=self.step, steps=steps, tolerance=self.tolerance
+            )
         return self._record(x, output, result, result.point, rates, result.value, result.dual_gap)
 
     def _rates(self, d: int, like: Tensor) -> Tensor:
@@ -286,11 +285,11 @@ def _in_chunks(inner: Distortion) -> Distortion:
     return _InChunks(inner)
 
 
-def _member(kind: Any, name: str, value: Any) -> Any:
+def _member(kind: Any, name: str, value: Any, *others: str) -> Any:
     try:
         return kind(value)
     except ValueError:
-        raise InputError(f"{name}={value!r} is not known; use one of {', '.join(m.value for m in kind)}.") from None
+        raise InputError(f"{name}={value!r} is not known; use one of {', '.join((*others, *(m.value for m in kind)))}.") from None
 
 
 def _array(t: Tensor) -> Array:

@@ -1,0 +1,89 @@
+"""`lde bench leg`: the LEG-TV program by min cuts beside the same sparse program in HiGHS and in Clarabel, and the cost of a solution path.
+
+Per grid side: moments of tanh of a linear function with one bright block, 100 draws, σ² = 0.1, L = 0.1·L_max. Seconds are CPU seconds of this process (all
+threads), so that other work on the machine does not count; the drawing of the moments is left out. Every relative gap is evaluated by us: `objective` at a
+point made feasible, `lower` at multipliers made feasible, whatever the solver claims. A rival that its limit stops shows the gap that it had reached.
+
+The path has 50 levels from L_max down to 0.02·L_max in equal ratios, each started from its neighbour.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from formulations.leg.grid import Perturbation
+from formulations.leg.program import LegProgram
+from lde_cvx.bench.table import show, write_whole
+
+_SHARE, _DRAWS, _POINTS = 0.1, 100, 50
+_LIMIT = {"highs": 112, "clarabel": 224}  # the largest side that a rival is asked at: HiGHS takes minutes at 112
+_PATH_LIMIT = 56
+T = TypeVar("T")
+
+
+def instance(side: int, seed: int = 0) -> LegProgram:
+    """The program of a side × side image with one bright block."""
+    P, rng = Perturbation(side, side), np.random.default_rng(seed)
+    truth = np.zeros((side, side))
+    truth[side // 4 : side // 2, side // 3 : 2 * side // 3] = 8.0 / side
+    moments = np.zeros(side * side)
+    for _ in range(_DRAWS):
+        z = P.sample(1, rng)[0]
+        moments += np.tanh(z @ truth.ravel()) * z / _DRAWS
+    return LegProgram(P, moments)
+
+
+def measure(side: int, *, time_limit: float, path: bool) -> pd.DataFrame:
+    """One row a method: CPU seconds, objective, certified lower bound, relative gap, and seconds over those of the min cuts."""
+    program = instance(side)
+    level = _SHARE * program.maximal_level
+    program.solve(0.5 * program.maximal_level)  # the faces of the grid are built once for a size
+    rows: list[dict[str, object]] = []
+    cuts = 0.0
+    for solver in ("flow", "highs", "clarabel"):
+        if side > _LIMIT.get(solver, side):
+            continue
+        found, seconds = _timed(lambda solver=solver: program.solve(level, solver=solver, time_limit=time_limit))  # type: ignore[misc]
+        cuts = cuts or seconds
+        rows.append({
+            "side": side, "method": {"flow": "min cuts", "highs": "sparse HiGHS", "clarabel": "Clarabel"}[solver], "CPU s": seconds,
+            "over one solve": seconds / cuts, "objective": found.objective, "lower": found.lower, "relative gap": found.relative_gap,
+        })  # fmt: skip
+    if path:
+        levels = np.geomspace(1.0, 0.02, _POINTS) * program.maximal_level
+        along, seconds = _timed(lambda: program.solve_path(levels))
+        worst = max(along, key=lambda s: s.relative_gap)
+        rows.append({
+            "side": side, "method": f"min cuts, path of {_POINTS}", "CPU s": seconds, "over one solve": seconds / cuts,
+            "objective": worst.objective, "lower": worst.lower, "relative gap": worst.relative_gap,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    begun = time.process_time()
+    found = work()
+    return found, time.process_time() - begun
+
+
+def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Console | None = None) -> pd.DataFrame:
+    """28, 56, 112 and 224 pixels a side (10 and 14 when quick); prints the table and writes `leg.csv` into `out`. An interrupt keeps what is done."""
+    console = console or Console()
+    parts: list[pd.DataFrame] = []
+    try:
+        for side in (10, 14) if quick else (28, 56, 112, 224):
+            parts.append(measure(side, time_limit=10.0 if quick else 300.0, path=side <= _PATH_LIMIT))
+            show(parts[-1], f"LEG-TV, {side} × {side}", console)
+    except KeyboardInterrupt:
+        console.print("interrupted: the table holds what was measured")
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if len(frame):
+        console.print(str(write_whole(out / "leg.csv", lambda path: frame.to_csv(path, index=False))))
+    return frame
