@@ -37,16 +37,21 @@ def targets_of(outputs: Tensor, target: Any, default: int | None = None) -> list
     raw = np.atleast_1d(np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=object)).ravel()
     if raw.size not in (1, n):
         raise InputError(f"target: {raw.size} targets for {n} inputs; give one, or one each.")
-    chosen = []
-    for value in np.broadcast_to(raw, (n,)):
-        try:
-            k = int(value)
-        except (TypeError, ValueError):
-            raise InputError(f"target={value!r} is no output number; give an int in 0 … {m - 1}.") from None
-        if not 0 <= k < m:
-            raise InputError(f"target={k} is not one of the model's outputs 0 … {m - 1}.")
-        chosen.append(k)
-    return chosen
+    return [output_number("target", value, m) for value in np.broadcast_to(raw, (n,))]
+
+
+def output_number(name: str, value: Any, outputs: int) -> int:
+    """`value` as an output of a model with so many of them. Raises InputError, with the argument's name, on anything else."""
+    try:
+        k = int(value)
+        whole = k == float(value)
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise InputError(f"{name}={value!r} is no output number; give an int in 0 … {outputs - 1}.")
+    if not 0 <= k < outputs:
+        raise InputError(f"{name}={k} is not one of the model's outputs 0 … {outputs - 1}.")
+    return k
 
 
 def check_inputs(inputs: Any) -> Tensor:

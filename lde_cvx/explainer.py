@@ -24,6 +24,7 @@ from formulations.programs import min_norm
 from formulations.sets import ConvexSet, Everything
 from formulations.solution import Solution
 from formulations.status import Status
+from lde_cvx.attribution import check_inputs
 from lde_cvx.confirm import confirmed
 from lde_cvx.explanation import Explanation
 from lde_cvx.inputs import Batch, check_inside, read_batch
@@ -122,20 +123,19 @@ class LagrangeDualExplainer:
                 explanations = self.explain_batch(batch, decisions, tell)
         return explanations[0] if batch.single else explanations
 
-    def attribute(self, inputs: Tensor, target: Any = None, *, baselines: None = None) -> Tensor:
-        """S = λ|a| as a tensor like `inputs` (n, *shape): captum's call.
+    def attribute(self, inputs: Tensor, target: Any = None, *, baselines: float | Tensor | None = None) -> Tensor:
+        """S = λ|a| as a tensor like `inputs` (n, *shape): captum's call. With `baselines`, contributions λ a_i (x_i − baseline_i), signed.
 
         target: None or the predicted class explains the decision against its nearest rival, another class the flip towards it; an int, or one
-        per input. Where no allowed change flips the decision, S = 0. Raises InputError when `baselines` are given: there is no baseline here.
+        per input. baselines: a number, or a tensor that broadcasts to the inputs; what `Explanation.contributions` says of them holds here.
+        Where no allowed change flips the decision, the answer is 0. Raises InputError on a target or baselines that do not fit.
         """
-        if baselines is not None:
-            raise InputError("attribute: baselines have no meaning for this explainer; leave them out.")
-        if not isinstance(inputs, Tensor):
-            raise InputError(f"attribute: got {type(inputs).__name__}; give a tensor (n, *shape), or use explain.")
-        batch = read_batch(self.model, inputs, self.place)
+        batch = read_batch(self.model, check_inputs(inputs), self.place)
+        references = None if baselines is None else _references(baselines, batch.x)
         found = self.explain_batch(batch, self.decisions_of(batch, _per_input(target, len(batch))), silent)
-        scores = np.stack([e.scores for e in found]).reshape(tuple(inputs.shape))
-        return torch.as_tensor(scores, device=inputs.device).to(inputs.dtype if inputs.is_floating_point() else torch.float64)
+        maps = [e.scores if references is None else e.contributions(references[i]) for i, e in enumerate(found)]
+        answer = torch.as_tensor(np.stack(maps).reshape(tuple(inputs.shape)), device=inputs.device)
+        return answer.to(inputs.dtype if inputs.is_floating_point() else torch.float64)
 
     def sufficient_reason(self, x0: Tensor | ArrayLike, *, time_limit: float | None = None) -> SufficientReason:
         """A ⊂ features with { δ ∈ C : δ_i = 0 outside A, some m_k(δ) ≤ 0 } = ∅, certified, grown in the multipliers' order; the rest decides.
@@ -291,6 +291,17 @@ def _groups(sets: Sequence[ConvexSet | None]) -> Iterator[tuple[ConvexSet | None
         places.setdefault(id(C), []).append(i)
     for index in places.values():
         yield sets[index[0]], index
+
+
+def _references(baselines: float | Tensor, x: Tensor) -> Array:
+    """One baseline per input, in the shape of x (n, *shape)."""
+    given = torch.as_tensor(baselines, dtype=x.dtype).detach().cpu()
+    try:
+        return np.asarray(torch.broadcast_to(given, x.shape).numpy())
+    except RuntimeError:
+        raise InputError(
+            f"baselines: shape {tuple(given.shape)} does not fit inputs of shape {tuple(x.shape)}; give one each, one, or a number."
+        ) from None
 
 
 def _per_input(target: Any, n: int) -> list[int | None]:

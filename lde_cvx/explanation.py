@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from formulations.errors import InputError
 from formulations.norms import Array, Norm
 from verification.checker import Verdict
 from verification.validity import Validity
@@ -117,6 +118,22 @@ class Explanation:
     def change(self) -> Array | None:
         """δ of the witness."""
         return None if self.witness is None else self.witness - self.x0
+
+    def contributions(self, reference: float | Array = 0.0) -> Array:
+        """λ a_i (x_i − r_i): how much of the linear reading of the margin, in units of distance, feature i's present value holds up against r.
+
+        Σ_i = λ·(a·δ + b at x0, less that at r); positive speaks for the decision. S_i = λ|a_i| asks what a change of feature i *could* do, this asks what
+        its value does, so a feature that already equals its reference has none. The row is a minorant near x0 only: a reading, not a bound, when r is far.
+        Zeros where `scores` are. Raises InputError on a reference that does not broadcast to the input's shape.
+        """
+        try:
+            step = self.x0 - np.broadcast_to(np.asarray(reference, dtype=float), self.x0.shape)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"reference: shape {np.shape(reference)} does not fit the input's {self.x0.shape}; give one input, or a number."
+            ) from None
+        sign = np.zeros(self.x0.shape) if self.binding is None else np.sign(self.binding.a).reshape(self.x0.shape)
+        return np.asarray(self.scores * sign * step)
 
     def names(self) -> list[str]:
         """A name for every flat feature: `feature_names`, or x[i] / x[i, j] by position."""

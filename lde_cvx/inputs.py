@@ -102,5 +102,8 @@ def expected_size(model: nn.Module) -> str | None:
         if isinstance(layer, nn.Linear):
             return f"{layer.in_features} features"
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            return f"inputs with {layer.in_channels} channel{'s' if layer.in_channels > 1 else ''}"
+            padding = (0,) * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding
+            sides = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(layer.kernel_size, layer.dilation, padding, strict=True)]
+            least = " × ".join(str(max(1, v)) for v in sides)
+            return f"inputs with {layer.in_channels} channel{'s' if layer.in_channels > 1 else ''} of at least {least}"
     return None

@@ -24,7 +24,7 @@ from formulations.errors import InputError
 from formulations.leg.grid import Perturbation, SchemeName
 from formulations.leg.program import LegProgram, LegSolution, theorem_level
 from formulations.norms import Array
-from lde_cvx.attribution import values
+from lde_cvx.attribution import check_inputs, output_number, values
 from lde_cvx.inputs import read_batch
 from lde_cvx.leg_records import LegExplanation, LegTVExplanation, Moments, enlarge
 from verification.model import float64_copy
@@ -95,11 +95,9 @@ class LEG:
 
     def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
         """The signed maps as a tensor like `inputs` (n, *shape). target: an int, one per input, or None for the explainer's own, else the predicted class."""
-        if not isinstance(inputs, Tensor):
-            raise InputError(f"attribute: got {type(inputs).__name__}; give a tensor (n, *shape), or use explain.")
-        batch = inputs.detach().cpu().numpy().astype(float)
-        if batch.ndim < 2 or not np.isfinite(batch).all():
-            raise InputError(f"attribute: inputs of shape {batch.shape} must be (n, *shape) and finite.")
+        batch = check_inputs(inputs).detach().cpu().numpy().astype(float)
+        if not np.isfinite(batch).all():
+            raise InputError("attribute: the inputs hold a value that is not finite; replace it.")
         wanted = _targets(target, len(batch), self.target)
         maps = np.stack([self.explain_moments(self._moments(x, t)).map for x, t in zip(batch, wanted, strict=True)])
         return torch.as_tensor(maps, device=inputs.device).to(inputs.dtype if inputs.is_floating_point() else torch.float64)
@@ -162,8 +160,8 @@ class LEG:
             raise InputError(f"grid={self.grid} must lie between 1 and the image's {image.shape[1:]}.")
         perturbation = Perturbation(h, w, self.variance, self.scheme)
         here = self._scores(x[None])[0]
-        chosen = int(here.argmax()) if target is None else _index("target", target, len(here))
-        rival = None if self.against is None else _index("against", self.against, len(here))
+        chosen = int(here.argmax()) if target is None else output_number("target", target, len(here))
+        rival = None if self.against is None else output_number("against", self.against, len(here))
         if rival == chosen:
             raise InputError(f"against={rival} is the target itself; name another class.")
 
@@ -258,16 +256,10 @@ def _as_image(x: Array) -> Array:
     return x.reshape((1,) * (3 - x.ndim) + x.shape)
 
 
-def _index(name: str, value: Any, size: int) -> int:
-    if not 0 <= int(value) < size:
-        raise InputError(f"{name}={value} is not one of the model's outputs 0 … {size - 1}.")
-    return int(value)
-
-
-def _targets(target: Any, n: int, default: int | None) -> list[int | None]:
+def _targets(target: Any, n: int, default: int | None) -> list[Any]:
     if target is None:
         return [default] * n
-    values = np.atleast_1d(np.asarray(target.detach().cpu() if isinstance(target, Tensor) else target))
+    values = np.atleast_1d(np.asarray(target.detach().cpu() if isinstance(target, Tensor) else target, dtype=object))
     if values.size not in (1, n):
         raise InputError(f"target: {values.size} targets for {n} inputs; give one, or one each.")
-    return [int(v) for v in np.broadcast_to(values.ravel(), (n,))]
+    return list(np.broadcast_to(values.ravel(), (n,)))

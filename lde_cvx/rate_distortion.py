@@ -25,6 +25,7 @@ from formulations.frank_wolfe import Birkhoff, FrankWolfeResult, Gradient, Spars
 from formulations.norms import Array
 from formulations.projected_gradient import minimise_over_box
 from formulations.quasi_newton import minimise_by_models
+from lde_cvx.attribution import check_inputs, targets_of
 from lde_cvx.distortion import MODES, Background, Distortion, distortion_of
 from lde_cvx.inputs import read_batch
 from verification.model import float64_copy
@@ -131,13 +132,8 @@ class RateDistortion:
 
     def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
         """The maps as a tensor like `inputs` (n, *shape). target: an int, one per input, or None for the explainer's own, else the predicted class."""
-        if not isinstance(inputs, Tensor):
-            raise InputError(f"attribute: got {type(inputs).__name__}; give a tensor (n, *shape), or use explain.")
-        batch = read_batch(self.model, inputs, self._place)
-        wanted = np.atleast_1d(np.asarray(target.detach().cpu() if isinstance(target, Tensor) else target, dtype=object))
-        if wanted.size not in (1, len(batch)):
-            raise InputError(f"target: {wanted.size} targets for {len(batch)} inputs; give one, or one each.")
-        chosen = [self.target if t is None else int(t) for t in np.broadcast_to(wanted.ravel(), (len(batch),))]
+        batch = read_batch(self.model, check_inputs(inputs), self._place)
+        chosen = targets_of(batch.outputs, target, self.target)
         maps = [self._explain(x, y, t).map for x, y, t in zip(batch.x, batch.outputs, chosen, strict=True)]
         out = torch.as_tensor(np.stack(maps).reshape(tuple(inputs.shape)), device=inputs.device)
         return out.to(inputs.dtype if inputs.is_floating_point() else torch.float64)
@@ -156,9 +152,7 @@ class RateDistortion:
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def _output(self, y: Tensor, target: int | None) -> int:
-        if target is not None and not 0 <= int(target) < len(y):
-            raise InputError(f"target={target} is not one of the model's outputs 0 … {len(y) - 1}.")
-        return int(y.argmax()) if target is None else int(target)
+        return targets_of(y[None], target)[0]
 
     def _distortion(self, x: Tensor, output: int) -> Distortion:
         background = self.background

@@ -355,6 +355,11 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: baseline("saliency", lambda x: x), "needs gradients"),
     (lambda: baseline("saliency", 3), "expected a torch.nn.Module"),
     (lambda: baseline("saliency", _Detached()).attribute(V), "gives no gradient"),
+    (lambda: baseline("saliency", NET).attribute(V, target=0.5), "target=0.5 is no output number"),
+    (
+        lambda: baseline("saliency", nn.Sequential(nn.Conv2d(1, 2, 5), nn.Flatten())).attribute(torch.zeros(1, 1, 3, 3)),
+        "1 channel of at least 5 × 5",
+    ),
     (lambda: baseline("saliency", NET).attribute(V, target=3), "target=3 is not one of the model's outputs 0 … 2"),
     (lambda: baseline("saliency", NET, target=-1).explain(V), "target=-1"),
     (lambda: baseline("saliency", NET).attribute(V, target=[0, 1, 2]), "3 targets for 2 inputs"),

@@ -332,9 +332,40 @@ def test_attribute_is_captums_call(model: nn.Module, x0: torch.Tensor) -> None:
     single = lde.LagrangeDualExplainer(model, constraints=BOX, target=other[0]).explain(x[0])
     np.testing.assert_allclose(towards[0].numpy(), single.scores, rtol=2e-2, atol=1e-6)
     with pytest.raises(lde.InputError, match="baselines"):
-        explainer.attribute(x, baselines=torch.zeros_like(x))  # type: ignore[arg-type]
+        explainer.attribute(x, baselines=torch.zeros(DIM + 1))
     with pytest.raises(lde.InputError, match="3 targets for 2 inputs"):
         explainer.attribute(x, target=[0, 1, 2])
+
+
+@pytest.mark.parametrize("method", ["linear", "crown"])
+def test_contributions_share_out_what_the_row_loses_on_the_way_to_the_baseline(model: nn.Module, method: str) -> None:
+    x = 0.1 + 0.8 * torch.rand(4, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    explainer, reference = lde.LagrangeDualExplainer(model, constraints=BOX, method=method), 0.3
+    signed = explainer.attribute(x, baselines=reference).numpy()
+    np.testing.assert_allclose(np.abs(signed), explainer.attribute(x).numpy() * np.abs(x.numpy() - reference), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(signed, explainer.attribute(x, baselines=torch.full((4, DIM), reference, dtype=torch.float64)).numpy())
+    assert signed.any()
+    for c, e in zip(signed, explainer.explain(x, quiet=True), strict=True):
+        assert e.binding is not None
+        lost = e.margin_multiplier * float(e.binding.a @ (e.x0 - reference))  # λ·(row at x0 − row at the reference)
+        assert float(c.sum()) == pytest.approx(lost if e.scores.any() else 0.0, abs=1e-9)  # zero where nothing flips, as the scores are
+        assert not e.contributions(e.x0).any()  # a feature at its reference contributes nothing
+    with pytest.raises(lde.InputError, match="reference: shape"):
+        explainer.explain(x[0]).contributions(np.zeros(DIM + 1))
+
+
+def test_a_model_without_gradient_is_named(model: nn.Module) -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x.detach())
+
+    for method in ("linear", "crown"):
+        with pytest.raises(lde.InputError, match="gives no gradient at its input"):
+            lde.LagrangeDualExplainer(Detached(), method=method).attribute(torch.rand(1, DIM))
 
 
 def test_the_record_shows_itself(model: nn.Module, x0: torch.Tensor) -> None:

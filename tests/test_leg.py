@@ -364,6 +364,8 @@ def test_a_path_of_explanations() -> None:
 BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: LEG(net((4, 4)), target=7).explain(np.zeros((4, 4))), "target=7 is not one of the model's outputs 0 … 2"),
     (lambda: LEG(net((4, 4)), target=1, against=1).explain(np.zeros((4, 4))), "against=1 is the target itself"),
+    (lambda: LEG(net((4, 4))).attribute(torch.zeros(1, 4, 4), target=1.5), "target=1.5 is no output number"),
+    (lambda: LEG(net((4, 4)), against="a").explain(np.zeros((4, 4))), "against='a' is no output number"),  # type: ignore[arg-type]
     (lambda: LEG(net((4, 4)), against=-1).explain(np.zeros((4, 4))), "against=-1"),
     (lambda: LEG(net((4, 4))).explain(np.zeros((5, 5))), "does not fit the model"),
     (lambda: LEG(net((4, 4))).explain(np.full((4, 4), np.nan)), "finite"),

@@ -11,7 +11,7 @@ import lde_cvx as lde
 from formulations.errors import InputError
 from lde_cvx.baselines import baseline
 from lde_cvx.localisation import mosaics, watermarks
-from lde_cvx.metrics import iou, pointing_game, relevance_mass
+from lde_cvx.metrics import iou, paired_test, pointing_game, relevance_mass
 from lde_cvx.models import train_mlp
 
 
@@ -67,12 +67,14 @@ def test_digit_mosaics_by_the_pointing_game() -> None:
     }
     hits = {k: pointing_game(m, test.masks)[right].mean() for k, m in maps.items()}
     mass = {k: relevance_mass(m, test.masks)[right].mean() for k, m in maps.items()}
-    overlap = {k: iou(m, test.masks)[right].mean() for k, m in maps.items()}
+    overlap = {k: iou(m, test.masks)[right] for k, m in maps.items()}
     assert abs(mass["random"] - 0.25) < 0.03  # chance: one tile of four
     for name in ("occlusion", "integrated gradients"):
         assert hits[name] > hits["random"] + 0.3
         assert mass[name] > 0.4
-        assert overlap[name] > overlap["random"] + 0.1
+        beside = paired_test(overlap[name], overlap["random"])
+        assert beside.difference.low > 0
+        assert beside.p_value < 1e-3
 
 
 def shortcuts_found(count: int) -> tuple[int, int]:

@@ -466,6 +466,8 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: RateDistortion(NET, distortion="exact").explain(X0), "needs one hidden layer"),
     (lambda: RateDistortion(_Detached()).explain(X0), "_Detached has no rule"),
     (lambda: RateDistortion(_Detached(), distortion="sampling").explain(X0), "gives no gradient"),
+    (lambda: RateDistortion(dense_net()).attribute(torch.zeros(1, 6), target="a"), "target='a' is no output number"),
+    (lambda: RateDistortion(dense_net(), variant="faster"), "variant='faster' is not known; use one of second-order, plain"),
     (lambda: RateDistortion(NET, distortion="sampling", samples=1).explain(X0), "samples=1"),
 ]
 

@@ -124,10 +124,15 @@ def margins(model: nn.Module, x: Tensor, Q: Tensor, s: Tensor) -> Tensor:
 
 
 def linearise(model: nn.Module, x: Tensor, Q: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """(a (n, K, d), b (n, K)): gradients and values of the margins at x, the rows of the linearised program (not certified)."""
+    """(a (n, K, d), b (n, K)): gradients and values of the margins at x, the rows of the linearised program (not certified).
+
+    Raises InputError on a model that gives no gradient at its input: zeros in its place would read as a decision that nothing can change.
+    """
     point = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         value = margins(model, point, Q, s)
+        if not value.requires_grad:
+            raise InputError("model: gives no gradient at its input; it must not detach, round or threshold it.")
         rows = [torch.autograd.grad(value[:, k].sum(), point, retain_graph=True, allow_unused=True)[0] for k in range(value.shape[1])]
     flat = [torch.zeros_like(x) if g is None else g for g in rows]
     return torch.stack([g.flatten(1) for g in flat], 1), value.detach()

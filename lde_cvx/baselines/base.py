@@ -154,7 +154,7 @@ def reference_like(x: Tensor, reference: float | Tensor | Array) -> Tensor:
 
 def score(model: nn.Module, x: Tensor, target: int) -> Tensor:
     """f_target (n,), without gradients."""
-    return values(model, x)[:, target]
+    return values(model, x)[:, target].to(x.dtype)  # a module may answer in a type of its own
 
 
 def captum_attr() -> Any:

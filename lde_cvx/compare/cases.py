@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from formulations.errors import InputError
 from formulations.sets import Box, ConvexSet
 from lde_cvx.attribution import Explainer
 from lde_cvx.compare.config import CaseTable, MethodTable
+
+if TYPE_CHECKING:
+    from lde_cvx.explainer import LagrangeDualExplainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +100,20 @@ def _own(table: CaseTable) -> Case:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Contributions:
+    """An LDE explainer read as λ a_i (x_i − reference_i); reference None: zero."""
+
+    explainer: LagrangeDualExplainer
+    reference: Tensor | None
+
+    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
+        return self.explainer.attribute(inputs, target, baselines=0.0 if self.reference is None else self.reference)
+
+    def explain(self, x0: Any) -> Any:
+        return self.explainer.explain(x0)
+
+
 def build(method: MethodTable, case: Case, seed: int) -> Explainer:
     """The explainer of a method's table. Raises InputError on a setting that it does not have."""
     s = dict(method.settings)
@@ -107,7 +125,11 @@ def build(method: MethodTable, case: Case, seed: int) -> Explainer:
         if method.kind == "lde":
             from lde_cvx.explainer import LagrangeDualExplainer
 
-            return LagrangeDualExplainer(case.model, constraints=case.constraints, seed=seed, **s)
+            reading = s.pop("reading", "scores")
+            if reading not in ("scores", "contributions"):
+                raise InputError(f"methods.{method.name}: reading={reading!r} is not known; use 'scores' or 'contributions'.")
+            explainer = LagrangeDualExplainer(case.model, constraints=case.constraints, seed=seed, **s)
+            return explainer if reading == "scores" else Contributions(explainer, case.reference)
         if method.kind == "rate-distortion":
             from lde_cvx.rate_distortion import RateDistortion
 
