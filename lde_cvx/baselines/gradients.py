@@ -17,32 +17,40 @@ from lde_cvx.baselines.base import at_least, captum_attr, reference_like
 Reference = float | Tensor | Array
 
 
+class _ByGradient:
+    """A method that differentiates the model; it draws nothing unless it says so."""
+
+    gradient: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+
+
+class _OfCaptum(_ByGradient):
+    """A method of captum's without settings, by the name of its class there."""
+
+    captum: ClassVar[str]
+
+    def maps(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+        return torch.as_tensor(getattr(captum_attr(), self.captum)(model).attribute(x, target=targets)).detach()
+
+
 @dataclass(frozen=True)
-class Saliency:
+class Saliency(_OfCaptum):
     """|∂f/∂x_i|. Source: Simonyan, Vedaldi, Zisserman (2014)."""
 
     name: ClassVar[str] = "saliency"
-    gradient: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
-
-    def maps(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-        return torch.as_tensor(captum_attr().Saliency(model).attribute(x, target=targets))
+    captum: ClassVar[str] = "Saliency"
 
 
 @dataclass(frozen=True)
-class InputTimesGradient:
+class InputTimesGradient(_OfCaptum):
     """x_i ∂f/∂x_i."""
 
     name: ClassVar[str] = "gradient-x-input"
-    gradient: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
-
-    def maps(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-        return torch.as_tensor(captum_attr().InputXGradient(model).attribute(x, target=targets)).detach()
+    captum: ClassVar[str] = "InputXGradient"
 
 
 @dataclass(frozen=True, eq=False)
-class IntegratedGradients:
+class IntegratedGradients(_ByGradient):
     """(x_i − r_i) ∫₀¹ ∂_i f(r + t(x − r)) dt;  Σ_i = f(x) − f(r) up to the quadrature. Source: Sundararajan, Taly, Yan (2017).
 
     steps: nodes (Gauss–Legendre up to 256, midpoints beyond); None: doubled from 64 until the sum is right to `tolerance`·max(1, |f(x) − f(r)|),
@@ -53,8 +61,6 @@ class IntegratedGradients:
     reference: Reference = 0.0
     tolerance: float = 1e-4
     name: ClassVar[str] = "integrated-gradients"
-    gradient: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least("steps", 1 if self.steps is None else self.steps, 1)
@@ -88,13 +94,12 @@ _MOST_STEPS = 8192
 
 
 @dataclass(frozen=True)
-class SmoothGrad:
+class SmoothGrad(_ByGradient):
     """Mean of |∂f/∂x| over `samples` draws of x + N(0, σ²). Source: Smilkov et al. (2017)."""
 
     samples: int = 32
     sigma: float = 0.1
     name: ClassVar[str] = "smoothgrad"
-    gradient: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -112,19 +117,15 @@ class SmoothGrad:
 
 
 @dataclass(frozen=True)
-class GuidedBackprop:
+class GuidedBackprop(_OfCaptum):
     """The gradient with negative signals cut at every ReLU on the way back. Source: Springenberg et al. (2015)."""
 
     name: ClassVar[str] = "guided-backprop"
-    gradient: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
-
-    def maps(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-        return torch.as_tensor(captum_attr().GuidedBackprop(model).attribute(x, target=targets))
+    captum: ClassVar[str] = "GuidedBackprop"
 
 
 @dataclass(frozen=True, eq=False)
-class DeepLift:
+class DeepLift(_ByGradient):
     """Differences from a reference input sent back by the rescale rule; Σ_i = f(x) − f(r), through max pooling too.
 
     Alone, captum reads the gradient of a layer's output before the layer after it has put its multipliers there, where the two share a tensor: a ReLU
@@ -134,8 +135,6 @@ class DeepLift:
 
     reference: Reference = 0.0
     name: ClassVar[str] = "deeplift"
-    gradient: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
 
     def maps(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         with _apart(model):
@@ -157,7 +156,7 @@ def _apart(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class GradCam:
+class GradCam(_ByGradient):
     """max(Σ_c w_c A_c, 0), w_c the mean gradient of channel A_c of a convolution (the last one where `layer` is None), enlarged to the input.
 
     layer: its name in `model.named_modules()`. Source: Selvaraju et al. (2017).
@@ -165,8 +164,6 @@ class GradCam:
 
     layer: str | None = None
     name: ClassVar[str] = "gradcam"
-    gradient: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
 
     def maps(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         if x.ndim != 4:
@@ -192,7 +189,7 @@ class GradCam:
 
 
 @dataclass(frozen=True)
-class Lrp:
+class Lrp(_ByGradient):
     """Relevance sent back layer by layer in proportion to the contributions z_ij = x_i w_ij:  rule "epsilon" R_i = Σ_j z_ij R_j /(Σ_i z_ij + b_j ± ε),
 
     rule "alpha-beta" (α = 1, β = 0) the same with positive weights only: the z⁺ rule, which is deep Taylor decomposition where the layer's inputs are ≥ 0.
@@ -202,8 +199,6 @@ class Lrp:
     rule: str = "epsilon"
     epsilon: float = 1e-6
     name: ClassVar[str] = "lrp"
-    gradient: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.rule not in ("epsilon", "alpha-beta"):
@@ -237,12 +232,10 @@ class Lrp:
 
 
 @dataclass(frozen=True)
-class DeepTaylor:
+class DeepTaylor(_ByGradient):
     """Deep Taylor decomposition by the z⁺ rule in every layer, for inputs ≥ 0 (Montavon et al., 2017). Raises InputError on a negative input."""
 
     name: ClassVar[str] = "deep-taylor"
-    gradient: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
 
     def maps(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         low = float(x.min())
@@ -252,7 +245,7 @@ class DeepTaylor:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(_ByGradient):
     """A statistic of ∂f/∂x over `samples` draws of x + N(0, σ²): "mean", "deviation" (standard deviation) or "square" (root mean square).
 
     Source of the three: Pizarroso, Portela, Muñoz (2022); there over a data set, which `sensitivities` does.
@@ -262,7 +255,6 @@ class Sensitivity:
     samples: int = 64
     sigma: float = 0.1
     name: ClassVar[str] = "sensitivity"
-    gradient: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
