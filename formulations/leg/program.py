@@ -3,7 +3,8 @@ r"""LEG-TV: the piecewise constant map that explains the moments of a function w
     min_g ‖Dg‖₁   s.t.   ‖D⁺ᵀ(ȳ − Σg)‖_∞ ≤ L,        ȳ = (1/n) Σ_i (f(x0 + z_i) − f(x0)) z_i
 
 With the edge scheme D⁺ᵀΣ = σ²D, so on the edge differences t = Dg it is  min Σ|t_e|  s.t.  lo_e ≤ t_e ≤ hi_e,  lo = (b − L)/σ², hi = (b + L)/σ², b = D⁺ᵀȳ:
-the dual of a min-cost circulation. g is determined up to a constant; it is given the mean of the empirical LEG Σ⁻¹ȳ.
+the dual of a min-cost circulation. g is determined up to a constant; it is given the mean of the empirical LEG Σ⁻¹ȳ. t is the paper's α, and "t is Dg for
+some g" its U₂ᵀα = 0: the alternative form of its appendix, which the min cuts solve (there U₂ᵀα = 0 is: no curl around any face of the grid).
 
 Weak duality, in each scheme A = D⁺ᵀΣ: for |u| ≤ 1 and any y with Dᵀu = Aᵀy the optimum is at least b·y − L‖y‖₁. For a circulation z (Dᵀz = 0), of the
 edge scheme, the best split of z = u − σ²y gives −Σ φ_e*(z_e), where φ_e(t) = |t| on [lo_e, hi_e] and φ_e*(z) = max over {lo_e, hi_e, nearest to 0} of z t − |t|.
