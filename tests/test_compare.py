@@ -11,11 +11,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 from formulations.errors import InputError
+from formulations.sets import Box
+from lde_cvx.baselines import baseline
 from lde_cvx.cli import app
 from lde_cvx.compare import cells as module
+from lde_cvx.compare.cases import Case, build
 from lde_cvx.compare.cells import CellStore, run
-from lde_cvx.compare.config import CompareConfig, embedded, load_config
+from lde_cvx.compare.config import CompareConfig, MethodTable, embedded, load_config
 from lde_cvx.compare.summary import entries, frame, markdown
+from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.metrics import paired_test
 from lde_cvx.models import save_model
 
@@ -171,3 +175,21 @@ def test_mistakes_are_one_line(written: Path, tmp_path: Path, change: tuple[str,
 def test_embedded_comparisons_are_valid(name: str) -> None:
     assert name in embedded()
     assert isinstance(load_config(name), CompareConfig)
+
+
+def test_the_reference_of_a_case_reaches_the_methods() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x, reference = torch.rand(2, 6, dtype=torch.float64), torch.full((6,), 0.4, dtype=torch.float64)
+    case = Case(net, x, Box(0, 1), (0.0, 1.0), reference, "a network")
+
+    def table(kind: str, method: str | None = None, **settings: object) -> MethodTable:
+        return MethodTable(name="m", kind=kind, method=method, settings=settings)  # type: ignore[arg-type]
+
+    found = build(MethodTable(name="m", kind="lde", settings={"method": "linear", "reading": "contributions"}), case, 0).attribute(x)
+    want = LagrangeDualExplainer(net, constraints=Box(0, 1), method="linear").attribute(x, baselines=reference)
+    torch.testing.assert_close(found, want)
+    found = build(table("baseline", "occlusion", reference="case", window=1), case, 0).attribute(x)
+    torch.testing.assert_close(found, baseline("occlusion", net, reference=reference, window=1).attribute(x))
+    with pytest.raises(InputError, match="reading='sums' is not known"):
+        build(table("lde", reading="sums"), case, 0)

@@ -121,6 +121,8 @@ def build(method: MethodTable, case: Case, seed: int) -> Explainer:
         if method.kind == "baseline":
             from lde_cvx.baselines import baseline
 
+            if s.get("reference") == "case":
+                s["reference"] = 0.0 if case.reference is None else case.reference
             return baseline(str(method.method), case.model, seed=seed, **s)
         if method.kind == "lde":
             from lde_cvx.explainer import LagrangeDualExplainer

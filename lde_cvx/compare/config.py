@@ -59,7 +59,9 @@ class MetricsTable(_Table):
 
 
 class MethodTable(_Table):
-    """`kind` is lde, leg, leg-tv, rate-distortion, or baseline with its `method`; `settings` are the keywords of that explainer."""
+    """`kind` is lde, leg, leg-tv, rate-distortion, or baseline with its `method`; `settings` are the keywords of that explainer; a baseline's
+
+    reference = "case" is what stands for a removed feature in the case (the training mean, or 0), and `reading` of lde is "scores" or "contributions" to that."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9 ._()+×αβε-]+$")
     kind: Literal["lde", "leg", "leg-tv", "rate-distortion", "baseline"]
