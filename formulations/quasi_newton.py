@@ -122,9 +122,8 @@ def _model_minimiser(polytope: Projectable, B: _Curvature, x: Tensor, slope: Ten
     length = 1.0 / B.largest()[:, None]
     z = y = x
     t = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
-    rests = torch.zeros(
-        len(x), 1, dtype=torch.bool, device=x.device
-    )  # a lane that is done waits: what it answers does not hang on the others
+    # a lane that is done waits: what it answers does not hang on the others
+    rests = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
     for _ in range(_INNER):
         new = torch.where(rests, z, polytope.project(y - length * (slope + B.times(y - x))))
         uphill = ((y - new) * (new - z)).sum(1, keepdim=True) > 0
