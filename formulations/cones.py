@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import clarabel
@@ -52,11 +52,16 @@ class _Block:
 
 
 class ConeProgram:
-    """Clarabel's form of ``min ‖Wδ‖ s.t. Aδ + b ≤ 0, δ ∈ C``; no custom pieces. `solve` may be called any number of times."""
+    """Clarabel's form of ``min ‖Wδ‖ s.t. Aδ + b ≤ 0, δ ∈ C``; no custom pieces. `solve` may be called any number of times.
 
-    def __init__(self, norm: Norm, parts: Sequence[Part], dim: int, rows: int) -> None:
+    The last `beside` of the `dim` coordinates are not part of the norm: they are there for the rows.
+    """
+
+    def __init__(self, norm: Norm, parts: Sequence[Part], dim: int, rows: int, beside: int = 0) -> None:
         self.dim, self.rows = dim, rows
-        self._blocks = [_objective_block(norm, dim), *(_part_block(p.piece) for p in parts)]
+        objective = _objective_block(norm, dim - beside)
+        objective = replace(objective, on_delta=sp.hstack([objective.on_delta, sp.csc_matrix((objective.on_delta.shape[0], beside))]))
+        self._blocks = [objective, *(_part_block(p.piece) for p in parts)]
         margin = sp.csc_matrix(np.ones((rows, dim)))
         aux = [b.on_aux.shape[1] for b in self._blocks]
         starts = np.concatenate([[0], np.cumsum(aux)]).astype(int)
@@ -71,7 +76,9 @@ class ConeProgram:
         self._margin_at = np.flatnonzero(self._A.indices < rows)  # column by column, so the order of A.T.ravel()
         self._cones = [clarabel.NonnegativeConeT(rows), *(c for b in self._blocks for c in b.cones)]
         self._q = np.concatenate([np.zeros(dim), *(b.cost for b in self._blocks)])
-        square = norm.scale(dim) ** 2 if norm.p == 2.0 and not isinstance(norm, GroupNorm) else np.zeros(dim)
+        square = np.zeros(dim)
+        if norm.p == 2.0 and not isinstance(norm, GroupNorm):
+            square[: dim - beside] = norm.scale(dim - beside) ** 2
         self._P = sp.diags(np.concatenate([square, np.zeros(width - dim)]), format="csc")
         if not square.any():
             self._P = sp.csc_matrix((width, width))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from formulations.errors import InputError
 from formulations.norms import INF, Array, Norm
 from formulations.sets import Box
+from lde_cvx.bench.kept import Kept, key, numbers, source, version
 from lde_cvx.bench.networks import Case, digits, mnist_cnn, mnist_mlp
 from lde_cvx.bench.rivals import Counted, Rival, Settings, rivals
 from lde_cvx.bench.table import show, write_whole
@@ -30,6 +32,7 @@ from verification.attack import find_witness
 
 OURS = "lde_cvx"
 NORMS = (1.0, 2.0, INF)
+SOURCES = ("verification/attack", "formulations")  # our own figures are measured again where these changed
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Attempt:
 
     method: str
     settings: str
-    distance: Array
+    distance: list[float]
     forward: float
     backward: float
     seconds: float
@@ -52,7 +55,7 @@ class Attempt:
 def networks(cache: Path, *, quick: bool, tell: Callable[[str], object]) -> Iterator[Case]:
     """The cases; `tell` hears what is left out and why."""
     builders: tuple[Callable[[], Case], ...] = (
-        lambda: digits(8 if quick else 50), lambda: hardened_digits(8 if quick else 50), lambda: mnist_mlp(20, cache), lambda: mnist_cnn(5),
+        lambda: digits(8 if quick else 50), lambda: hardened_digits(8 if quick else 20), lambda: mnist_mlp(20, cache), lambda: mnist_cnn(10),
     )  # fmt: skip
     for build in builders[: 2 if quick else None]:
         try:
@@ -91,18 +94,34 @@ def _worst(net: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> T
     return z
 
 
-def measure(case: Case, p: float, device: str, *, quick: bool, tell: Callable[[str], object]) -> list[Attempt]:
-    """Our search, and every rival at its best setting."""
+def measure(case: Case, p: float, device: str, kept: Kept, *, quick: bool, tell: Callable[[str], object]) -> list[Attempt]:
+    """Our search, and every rival at its best setting; what `kept` holds is not run again."""
     model, x = copy.deepcopy(case.model).to(device), case.x.to(device)
-    begun = time.perf_counter()
-    found = find_witness(model, x, p, case.constraints, device=device)
-    spent = (time.perf_counter() - begun) / len(x)
-    attempts = [Attempt(OURS, "defaults", found.upper, float(found.forward.mean()), float(found.backward.mean()), spent)]
+    same = numbers(model, x), p, device
+    ours = kept.take(key(OURS, source(*SOURCES), *same), lambda: asdict(search(case, model, x, p, device)))
+    attempts = [Attempt(**ours)]
     for rival in rivals(p, quick=quick):
-        tried = [a for s in rival.grid[p] if (a := attempt(rival, s, model, x, p, tell)) is not None]
+        tried = []
+        for s in rival.grid[p]:
+            words = ", ".join(f"{k}={v}" for k, v in s.items())
+            mine = key(rival.name, rival.package, version(rival.package), words, *same)
+            found = kept.take(mine, lambda rival=rival, s=s: _record(attempt(rival, s, model, x, p, tell)))  # type: ignore[misc]
+            tried += [Attempt(**found)] if found is not None else []
         if tried:
             attempts.append(min(tried, key=lambda a: a.rank))
     return attempts
+
+
+def search(case: Case, model: nn.Module, x: Tensor, p: float, device: str) -> Attempt:
+    """Ours, within the default budget."""
+    begun = time.perf_counter()
+    found = find_witness(model, x, p, case.constraints, device=device)
+    spent = (time.perf_counter() - begun) / len(x)
+    return Attempt(OURS, "defaults", found.upper.tolist(), float(found.forward.mean()), float(found.backward.mean()), spent)
+
+
+def _record(a: Attempt | None) -> dict[str, Any] | None:
+    return None if a is None else asdict(a)
 
 
 def attempt(rival: Rival, settings: Settings, model: nn.Module, x: Tensor, p: float, tell: Callable[[str], object]) -> Attempt | None:
@@ -120,7 +139,7 @@ def attempt(rival: Rival, settings: Settings, model: nn.Module, x: Tensor, p: fl
         return None
     spent = (time.perf_counter() - begun) / len(x)
     distance = judged(model, x, changed.detach(), labels, p)
-    return Attempt(rival.name, words, distance, counted.forward_passes / len(x), counted.backward_passes / len(x), spent)
+    return Attempt(rival.name, words, distance.tolist(), counted.forward_passes / len(x), counted.backward_passes / len(x), spent)
 
 
 def judged(model: nn.Module, x: Tensor, changed: Tensor, labels: Tensor, p: float) -> Array:
@@ -139,12 +158,14 @@ def judged(model: nn.Module, x: Tensor, changed: Tensor, labels: Tensor, p: floa
 def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Console | None = None) -> pd.DataFrame:
     """Run every case, print the table as it grows, write `witness.csv`, `witness_distances.csv` and `witness.png` into `out`.
 
-    An interrupt keeps what is done. Raises DependencyError, with the command to run, where the rivals are not installed.
+    An interrupt keeps what is done, and the next run into the same folder goes on from there: `witness_done.json` holds every finished attack with what
+    its figures depend on (network, inputs, norm, settings, versions; for our own search its source). Raises DependencyError, with the command to run, where the rivals are not installed.
     """
     console = console or Console()
     rows: list[dict[str, object]] = []
     each: list[dict[str, object]] = []
     tell: Callable[[str], object] = console.print
+    kept = Kept(out / "witness_done.json")
     for p in NORMS:
         list(rivals(p))  # what is missing is said before minutes are spent
     try:
@@ -152,7 +173,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
             for p in NORMS:
                 label = Norm.of(p).label
                 console.print(f"{case.name}, {label}, {len(case.x)} inputs …")
-                for a in measure(case, p, device, quick=quick, tell=tell):
+                for a in measure(case, p, device, kept, quick=quick, tell=tell):
                     rows.append(_row(case, label, a))
                     each += [
                         {"network": case.name, "norm": label, "method": a.method, "input": i, "distance": v}
@@ -170,10 +191,11 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
 
 
 def _row(case: Case, label: str, a: Attempt) -> dict[str, object]:
-    reached = a.distance[np.isfinite(a.distance)]
+    distance = np.array(a.distance)
+    reached = distance[np.isfinite(distance)]
     return {
-        "network": case.name, "norm": label, "method": a.method, "inputs": len(a.distance), "median": float(np.median(a.distance)),
-        "mean": float(reached.mean()) if len(reached) else float("nan"), "success": float(np.isfinite(a.distance).mean()), "forward": a.forward,
+        "network": case.name, "norm": label, "method": a.method, "inputs": len(distance), "median": float(np.median(distance)),
+        "mean": float(reached.mean()) if len(reached) else float("nan"), "success": float(np.isfinite(distance).mean()), "forward": a.forward,
         "backward": a.backward, "seconds": a.seconds, "settings": a.settings,
     }  # fmt: skip
 

@@ -28,6 +28,9 @@ class Effort:
     restarts: int = 1
     polish: tuple[tuple[int, int], ...] = ((6, 3), (3, 5), (2, 9))
     settling: int = 20
+    folds: int = 8
+    fold_rounds: int = 4
+    fold_rows: int = 8
     crossing: int = 4
     last_crossing: int = 10
     saturated: int = 8
@@ -37,4 +40,4 @@ class Effort:
     @property
     def phases(self) -> int:
         """How many steps a search reports to `progress`, at most."""
-        return (1 + len(self.polish)) * (self.steps + 1) + self.growing_steps + self.settling + 3 + sum(times for _, times in self.polish)
+        return (1 + len(self.polish)) * (self.steps + 1) + self.growing_steps + self.settling + self.folds + 3 + sum(times for _, times in self.polish)

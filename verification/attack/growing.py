@@ -14,21 +14,26 @@ import torch
 from torch import Tensor
 
 from formulations.norms import INF
-from verification.attack.lanes import Lanes
+from verification.attack.lanes import Lanes, smallest
 
 if TYPE_CHECKING:
     from verification.attack.search import Search
 
 FIRST = 0.3  # first ball, relative to the best length known
-ARRIVAL = 0.4  # part of the steps in which a ball that grows at the first rate reaches that length
+ARRIVAL = 0.2  # part of the steps in which a ball that grows at the first rate reaches that length
+SCREENING = 0.2
 LEAST_RATE = 3e-3
-SHARES = (0.7, 0.05)  # of the way to the step's answer, first and last
+SHARES = (0.7, 0.015)  # of the way to the step's answer, first and last
+CORNER = 3.0
 SETTLING_SHARES = (0.1, 0.01)
 SETTLING_RATES = (2e-3, 1e-4)
 
 
 def grow(search: Search, starts: Lanes, times: int) -> Lanes:
-    """The shortest flipped point that each start's row leads to within `times` steps; the starts' own points only say how far a flip is."""
+    """The shortest flipped point that each start's row leads to within `times` steps; the starts' own points only say how far a flip is.
+
+    After SCREENING of the steps the lane with the least ball goes on alone.
+    """
     net = search.net
     known = torch.where(torch.isfinite(search.length), search.length, INF)[starts.who]
     far = torch.where(torch.isfinite(known), known, search.norm_of(starts.delta))
@@ -39,6 +44,8 @@ def grow(search: Search, starts: Lanes, times: int) -> Lanes:
     fastest = (1 / FIRST) ** (1 / max(ARRIVAL * times, 1)) - 1
     alive = torch.arange(len(lanes), device=net.device)
     for k in range(times):
+        if k == int(SCREENING * times):
+            alive = alive[smallest(lanes.who[alive], torch.minimum(ball, lanes.length)[alive], 1)]
         alive = alive[search.affordable(lanes.who[alive], 1, 1)]
         if not len(alive):
             break
@@ -88,8 +95,18 @@ def settle(search: Search, starts: Lanes, times: int) -> Lanes:
 
 
 def _towards(search: Search, who: Tensor, here: Tensor, slope: Tensor, radius: Tensor, share: float) -> Tensor:
-    """A `share` of the way from `here` to what falls most within the ball and C, drawn out to the ball's surface as far as the set is known to allow."""
+    """A `share` of the way from `here` to what falls most within the ball and C, drawn out to the ball's surface as far as the set is known to allow.
+
+    Where the ball is a box too (p = ∞), what falls most is a corner, and every entry would turn with its slope's sign however small: there the step
+    follows the slope itself, CORNER times as far, and is clipped onto both.
+    """
     rest = search.anchor[who]
+    if search.steps.clips:
+        fall = -slope / search.w**2
+        far = CORNER * share * radius * (search.net.d**0.5 / torch.linalg.vector_norm(search.w * fall, dim=1).clamp(min=1e-300))
+        reach = radius[:, None] / search.w
+        moved = torch.minimum(torch.maximum(here + far[:, None] * fall, rest - reach), rest + reach)
+        return search.steps.outward(who, moved, torch.ones_like(radius))
     # a fall of ε‖W⁻¹a‖_* is the most that the ball without C gives: the answer is as long as ε or longer, and is drawn in
     answer = search.steps.step(who, slope, radius * search.dual_norm_of(slope) - (slope * rest).sum(1))
     answer = rest + (answer - rest) * (radius / search.norm_of(answer - rest).clamp(min=1e-300)).clamp(max=1.0)[:, None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from formulations.errors import InputError
+from verification.attack.kinks import Bends, Kinks
 from verification.decision import Decision
 from verification.model import outputs as checked_outputs
 
@@ -84,6 +85,57 @@ class Network:
             pieces.append(outputs.detach()[:count])
         margins, flipped = self._read(torch.cat(pieces), who)
         return margins, flipped, torch.cat(slopes).nan_to_num(0.0, 0.0, 0.0)
+
+    def bends(self, delta: Tensor, who: Tensor) -> tuple[Tensor, Tensor, Bends]:
+        """(margins (lanes, K), flipped (lanes,), the units at which the network bends) at x0 + delta; one forward pass each."""
+        self.forward_passes.index_add_(0, who, torch.ones_like(who))
+        pieces, found = [], []
+        for z, _, count in self._blocks(delta, who):
+            with torch.no_grad(), Kinks() as kinks:
+                pieces.append(self._outputs(z)[:count])
+            found.append([v[:count] for v in kinks.pieces])
+        return *self._read(torch.cat(pieces), who), Bends([torch.cat(layer) for layer in zip(*found, strict=True)])
+
+    def bent(self, delta: Tensor, who: Tensor) -> tuple[Tensor, Tensor, Tensor, Bends, Tensor]:
+        """`linearise` of the lowest margin, with `bends` and the gradient of that margin in each of their outputs (lanes, units); a pass of each kind."""
+        self.forward_passes.index_add_(0, who, torch.ones_like(who))
+        self.backward_passes.index_add_(0, who, torch.ones_like(who))
+        pieces, slopes, found, weights = [], [], [], []
+        for z, lanes, count in self._blocks(delta, who):
+            z.requires_grad_(True)
+            with Kinks() as kinks:
+                outputs = self._outputs(z)
+            at = who[lanes]
+            k = self._read(outputs.detach(), at)[0].argmin(1)
+            picked = outputs.gather(1, self.index[at, k]) * self.weight[at, k]
+            gradients = torch.autograd.grad(picked.sum(), [z, *kinks.outputs], allow_unused=True, materialize_grads=True)
+            pieces.append(outputs.detach()[:count])
+            slopes.append(gradients[0][:count])
+            weights.append(torch.cat([self.x0.new_zeros(count, 0), *(g.flatten(1)[:count] for g in gradients[1:])], 1))
+            found.append([v.detach()[:count] for v in kinks.pieces])
+        margins, flipped = self._read(torch.cat(pieces), who)
+        slope = torch.cat(slopes).nan_to_num(0.0, 0.0, 0.0)
+        return margins, flipped, slope, Bends([torch.cat(layer) for layer in zip(*found, strict=True)]), torch.cat(weights).nan_to_num(0.0)
+
+    def rows(self, delta: Tensor, who: Tensor, unit: Tensor, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
+        """(values (lanes,), gradients (lanes, d)) of v_above − v_below of one unit for every lane; a pass of each kind."""
+        self.forward_passes.index_add_(0, who, torch.ones_like(who))
+        self.backward_passes.index_add_(0, who, torch.ones_like(who))
+        values, slopes = [self.x0.new_zeros(0)], [self.x0.new_zeros(0, self.d)]
+        for z, lanes, count in self._blocks(delta, who):
+            z.requires_grad_(True)
+            with Kinks() as kinks:
+                self._outputs(z)
+            gap, first = torch.zeros_like(z[:, 0]), 0
+            for v in kinks.pieces:
+                here = ((unit[lanes] >= first) & (unit[lanes] < first + v.shape[1])).nonzero()[:, 0]
+                at = unit[lanes[here]] - first
+                gap = gap.index_add(0, here, v[here, at, above[lanes[here]]] - v[here, at, below[lanes[here]]])
+                first += v.shape[1]
+            (slope,) = torch.autograd.grad(gap.sum(), z)
+            values.append(gap.detach()[:count])
+            slopes.append(slope[:count])
+        return torch.cat(values), torch.cat(slopes)
 
     def _blocks(self, delta: Tensor, who: Tensor) -> list[tuple[Tensor, Tensor, int]]:
         """(inputs (block, d), lanes (block,), how many are real) for every block; padding repeats lane 0."""

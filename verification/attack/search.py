@@ -27,6 +27,7 @@ from torch import Tensor
 from formulations.norms import INF, GroupNorm, Norm
 from verification.attack.answers import Budget, Stop
 from verification.attack.effort import Effort
+from verification.attack.folds import unfold
 from verification.attack.growing import grow, settle
 from verification.attack.lanes import Lanes, distinct, place, smallest
 from verification.attack.network import Network
@@ -79,9 +80,8 @@ class Search:
         open_ = everyone[~flipped]  # nothing is shorter than an anchor that flips
         lanes = self._approach(*self._aim(open_), at_anchor=True)
         if self.effort.growing:
-            lanes = Lanes.join(
-                lanes, grow(self, lanes.take(smallest(lanes.who, lanes.length, self.effort.growing)), self.effort.growing_steps)
-            )
+            near = lanes.take(smallest(lanes.who, self.norm_of(lanes.delta), self.effort.growing))
+            lanes = Lanes.join(lanes, grow(self, near, self.effort.growing_steps))
         if self.effort.probes:
             lanes = Lanes.join(lanes, self._probe(open_, self.effort.probes, 0))
         lost = everyone[~torch.isfinite(self.length)]
@@ -106,6 +106,9 @@ class Search:
                 self.tick()
         if self.effort.settling:
             lanes = Lanes.join(lanes, settle(self, lanes.take(smallest(lanes.who, lanes.length, 1)), self.effort.settling))
+        if self.effort.folds:
+            best = Lanes(everyone, everyone, self.best, self.length)
+            lanes = Lanes.join(lanes, unfold(self, best.take(open_), self.effort.folds))
         self._finish(lanes)
         if self.chain is not None:
             Hopper(self, self.chain).hop(lanes)

@@ -31,9 +31,13 @@ PENALTY = {1.0: 1e4, 2.0: 1e3, INF: 1e4}  # price of the slack that lets a row s
 
 
 class Subproblem(Protocol):
-    """Steps within the sets C_i of a batch of inputs. `anchor` (n, d) is a shortest point of each set: 0 where x0 is allowed."""
+    """Steps within the sets C_i of a batch of inputs. `anchor` (n, d) is a shortest point of each set: 0 where x0 is allowed.
+
+    `clips` says that the norm's balls and the sets are boxes.
+    """
 
     anchor: Tensor
+    clips: bool
 
     def step(
         self, who: Tensor, a: Tensor, b: Tensor, origin: Tensor | None = None, around: Tensor | None = None, radius: Tensor | None = None
@@ -72,6 +76,7 @@ class BoxStep:
         self.norm, self.parts, self.lo, self.hi = norm, parts, lo, hi
         self.w = torch.tensor(norm.scale(d).copy(), device=device)
         self.anchor = torch.zeros_like(lo).clamp(lo, hi)
+        self.clips = norm.p == INF
 
     def step(
         self, who: Tensor, a: Tensor, b: Tensor, origin: Tensor | None = None, around: Tensor | None = None, radius: Tensor | None = None
@@ -115,10 +120,12 @@ class BoxStep:
 class ProgramStep:
     """One more coordinate s, free in C and dear in the norm, lets the row a·δ − s + b ≤ 0 be met always: the program is never infeasible."""
 
+    clips = False
+
     def __init__(self, norm: Norm, parts: tuple[Part, ...], n: int, d: int, device: torch.device) -> None:
         self.norm, self.parts, self.d, self.device = norm, parts, d, device
         self.dear = _with_slack_norm(norm, d)
-        lifted = tuple(_lifted(p) for p in parts)
+        lifted = tuple(lifted(p) for p in parts)
         trust = Part("trust", BoxPiece(np.r_[-np.ones(d), -INF], np.r_[np.ones(d), INF]), "change")
         self._wide, self._narrow = self._compiled(lifted, d), self._compiled((*lifted, trust), d)
         self._lifted = lifted
@@ -203,22 +210,22 @@ def _with_slack_norm(norm: Norm, d: int) -> Norm:
     return Norm(norm.p, [*norm.scale(d), PENALTY[norm.p]])
 
 
-def _lifted(part: Part) -> Part:
-    """The same part over (δ, s), s free."""
+def lifted(part: Part, extra: int = 1, low: float = -INF) -> Part:
+    """The same part over (δ, s), with `extra` more coordinates s: where it is a box, s ≥ low; otherwise s is free."""
     piece: Any = part.piece
     if isinstance(piece, BoxPiece):
         lo, hi = np.asarray(piece.lo), np.asarray(piece.hi)
-        edge = np.full((*lo.shape[:-1], 1), INF)
-        return replace(part, piece=BoxPiece(np.concatenate([lo, -edge], -1), np.concatenate([hi, edge], -1)))
+        edge = (*lo.shape[:-1], extra)
+        return replace(part, piece=BoxPiece(np.concatenate([lo, np.full(edge, low)], -1), np.concatenate([hi, np.full(edge, INF)], -1)))
     if isinstance(piece, RowsPiece):
-        return replace(part, piece=replace(piece, G=sp.hstack([piece.G, sp.csr_matrix((piece.G.shape[0], 1))], format="csr")))
+        return replace(part, piece=replace(piece, G=sp.hstack([piece.G, sp.csr_matrix((piece.G.shape[0], extra))], format="csr")))
     if isinstance(piece, BallPiece):
-        return replace(part, piece=replace(piece, M=sp.hstack([piece.M, sp.csr_matrix((piece.M.shape[0], 1))], format="csr")))
+        return replace(part, piece=replace(piece, M=sp.hstack([piece.M, sp.csr_matrix((piece.M.shape[0], extra))], format="csr")))
     d, build = piece.dim, piece.build
     origin = np.broadcast_to(piece.origin, (*np.shape(piece.origin)[:-1], d))
-    origin = np.concatenate([origin, np.zeros((*origin.shape[:-1], 1))], -1)
+    origin = np.concatenate([origin, np.zeros((*origin.shape[:-1], extra))], -1)
 
     def on_delta(z: Any) -> list[Any]:
         return list(build(z[:d]))
 
-    return replace(part, piece=CustomPiece(on_delta, d + 1, origin))
+    return replace(part, piece=CustomPiece(on_delta, d + extra, origin))
