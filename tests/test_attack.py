@@ -466,18 +466,6 @@ def test_growing_balls_end_at_flips_within_the_set(p: Any, C: ConvexSet) -> None
         assert model((x[i] + found.delta[k])[None]).argmax() != model(x[i : i + 1]).argmax()
 
 
-@pytest.mark.parametrize("p", PS)
-def test_settling_is_never_farther(p: Any) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(30, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 3)).double()
-    x = torch.rand(8, 30).double()
-    before, after = (find_witness(net, x, p, Box(0, 1), effort=Effort(settling=k, samples=0)) for k in (0, 20))
-    check(after, net, x, Box(0, 1), p)
-    assert (after.upper <= before.upper).all()
-    assert (after.upper < before.upper * (1 - 1e-6)).any()
-    assert (after.backward <= before.backward + 20).all()
-
-
 def test_growing_balls_meet_nearer_flips() -> None:
     """Where slopes turn on the way to the boundary, the flip that the first slopes foresee is not the nearest."""
     torch.manual_seed(0)
@@ -486,7 +474,7 @@ def test_growing_balls_meet_nearer_flips() -> None:
     with torch.no_grad():
         for layer in net[::2]:
             layer.weight *= 2.5
-    plain = Effort(growing=0, samples=0)
+    plain = Effort(growing=0, samples=0, folds=0)
     without, with_ = (find_witness(net, x, "inf", Box(0, 1), effort=e) for e in (plain, replace(plain, growing=3)))
     assert with_.found.all()
     assert np.mean(with_.upper) < np.mean(without.upper)

@@ -12,10 +12,11 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from formulations.errors import DependencyError
+from formulations.errors import DependencyError, InputError
 from formulations.norms import INF
 from lde_cvx.bench import rivals as rivals_module
 from lde_cvx.bench import witness as bench
+from lde_cvx.bench.kept import Kept
 from lde_cvx.bench.networks import Case
 from lde_cvx.bench.rivals import Counted, Rival, rivals
 from tests.digits_net import correct_digits
@@ -93,14 +94,40 @@ def test_the_best_setting_is_reported_and_failures_are_named(monkeypatch: pytest
     assert (tmp_path / "witness.png").stat().st_size > 10_000
 
 
+def test_an_interrupted_comparison_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    model, x, _ = correct_digits(3)
+    ran: list[tuple[float, int]] = []
+
+    def stops(net: Counted, z: Tensor, labels: Tensor, p: float, settings: rivals_module.Settings) -> Tensor:
+        ran.append((p, settings["steps"]))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return to_the_mean(net, z, labels, p, {"fail": False, **settings})
+
+    rival = Rival("line", "none", dict.fromkeys(bench.NORMS, [{"steps": 2}, {"steps": 3}]), stops)
+    monkeypatch.setattr(bench, "rivals", lambda p, quick=False: iter([rival]))
+    monkeypatch.setattr(bench, "networks", lambda cache, *, quick, tell: iter([Case("digits", model, x, bench.Box(0, 1), (0, 1))]))
+    monkeypatch.setattr(bench, "search", lambda case, net, z, p, device: bench.Attempt(bench.OURS, "", [1.0] * 3, 1, 1, 0.0))
+    quiet = Console(file=io.StringIO())
+    assert len(bench.bench(tmp_path, console=quiet)) == 2  # ours and the rival at the first norm
+    assert len(bench.bench(tmp_path, console=quiet)) == 6
+    assert ran == [(1.0, 2), (1.0, 3), (2.0, 2), (2.0, 2), (2.0, 3), (INF, 2), (INF, 3)]
+    monkeypatch.setattr(bench, "networks", lambda cache, *, quick, tell: iter([Case("digits", model, x[:2], bench.Box(0, 1), (0, 1))]))
+    bench.bench(tmp_path, console=quiet)
+    assert len(ran) == 13  # other inputs: nothing of the old run is taken
+    (tmp_path / "witness_done.json").write_text("{")
+    with pytest.raises(InputError, match="witness_done.json: cannot be read"):
+        bench.bench(tmp_path, console=quiet)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("p", [1.0, 2.0, INF])
-def test_the_installed_rivals_run_and_are_not_nearer(p: float) -> None:
+def test_the_installed_rivals_run_and_are_not_nearer(p: float, tmp_path) -> None:
     pytest.importorskip("foolbox")
     pytest.importorskip("torchattacks")
     model, x, _ = correct_digits(8)
     case = Case("digits", model, x, bench.Box(0, 1), (0, 1))
-    attempts = bench.measure(case, p, "cpu", quick=True, tell=print)
+    attempts = bench.measure(case, p, "cpu", Kept(tmp_path / "done.json"), quick=True, tell=print)
     assert {a.method for a in attempts} >= {bench.OURS, "FMN", "FAB"}
     ours = attempts[0]
     for rival in attempts[1:]:

@@ -21,6 +21,8 @@ class Kept:
     A key holds what a figure depends on. A file that cannot be read is named, never overwritten.
     """
 
+    records: dict[str, Any]
+
     def __init__(self, path: Path) -> None:
         self.path, self.records = path, {}
         if path.exists():
@@ -30,8 +32,6 @@ class Kept:
                     raise ValueError("not a record")
             except (OSError, ValueError) as reason:
                 raise InputError(f"{path}: cannot be read ({reason}); delete it to measure everything again.") from None
-
-    records: dict[str, Any]
 
     def take(self, key: str, measure: Callable[[], Any]) -> Any:
         """The record of `key`; where it is new, what `measure` answers is kept, None too (a failure is not tried again)."""

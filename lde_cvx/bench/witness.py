@@ -159,7 +159,8 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
     """Run every case, print the table as it grows, write `witness.csv`, `witness_distances.csv` and `witness.png` into `out`.
 
     An interrupt keeps what is done, and the next run into the same folder goes on from there: `witness_done.json` holds every finished attack with what
-    its figures depend on (network, inputs, norm, settings, versions; for our own search its source). Raises DependencyError, with the command to run, where the rivals are not installed.
+    its figures depend on (network, inputs, norm, settings, versions; for our own search its source). Raises DependencyError, with the command to run,
+    where the rivals are not installed.
     """
     console = console or Console()
     rows: list[dict[str, object]] = []

@@ -8,6 +8,8 @@ growing     what falls most within a ball that grows until it flips
 sampling    random changes no longer than the best witness
 feasible    pulling a solver's answer back into the set
 search      sequential linearisation, growing balls, random probes, monotone polish
+kinks       the units at which a piecewise linear network bends, read from its own run
+folds       the convex program over the pieces that meet at a witness, rows met lazily
 regions     small ReLU networks: the exact nearest flip of one activation region after another
 witness     find_witness
 multiplier  witness_multiplier: λ of the boundary at a witness, local

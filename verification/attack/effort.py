@@ -9,25 +9,25 @@ from dataclasses import dataclass
 class Effort:
     """How one input's passes are spent.
 
-    `rivals` lanes take up to `steps` approach steps; the `growing` nearest of their rows are followed in growing balls for `growing_steps`, and
-    `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped). Then for every (keep, times) of `polish`, the
-    `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes (`last_crossing` at the end), and `saturated` more
-    where margins say little about distances. Before each entry of `polish` but the first, `samples` changes no longer than the best witness are looked
-    at, and the `restarts` of them that are nearest to flipping are approached as well. The shortest lane
-    settles for `settling` steps. On chains of at most `neurons` ReLUs (128 features, 20,000
-    weights), where the convex program of an activation region costs little, up to `regions` of them are solved at the end.
+    `rivals` lanes take up to `steps` approach steps; the `growing` nearest of their rows are followed in growing balls for `growing_steps`, most of them by
+    the nearest alone, and `probes` random extreme points of C are tried as well (`lost_probes` where nothing else flipped). Then for every (keep, times) of
+    `polish`, the `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes (`last_crossing` at the end), and
+    `saturated` more where margins say little about distances. Before each entry of `polish` but the first, `samples` changes no longer than the best
+    witness are looked at, and the `restarts` of them that are nearest to flipping are approached as well. The best witness is
+    solved at its folds up to `folds` times, each with up to `fold_rounds` programs that take up to `fold_rows` more rows each. On chains of at most
+    `neurons` ReLUs (128 features, 20,000 weights), where the convex program of an activation region costs little, up to `regions` of them are solved at
+    the end.
     """
 
     rivals: int = 9
-    steps: int = 5
+    steps: int = 4
     growing: int = 3
-    growing_steps: int = 15
+    growing_steps: int = 100
     probes: int = 8
     lost_probes: int = 32
     samples: int = 150
     restarts: int = 1
-    polish: tuple[tuple[int, int], ...] = ((6, 3), (3, 5), (2, 9))
-    settling: int = 20
+    polish: tuple[tuple[int, int], ...] = ((4, 2), (2, 2))
     folds: int = 8
     fold_rounds: int = 4
     fold_rows: int = 8
@@ -40,4 +40,4 @@ class Effort:
     @property
     def phases(self) -> int:
         """How many steps a search reports to `progress`, at most."""
-        return (1 + len(self.polish)) * (self.steps + 1) + self.growing_steps + self.settling + self.folds + 3 + sum(times for _, times in self.polish)
+        return (1 + len(self.polish)) * (self.steps + 1) + self.growing_steps + self.folds + 3 + sum(times for _, times in self.polish)

@@ -13,7 +13,7 @@ that it still holds. An answer that does not flip is followed up to the crossing
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,7 +73,9 @@ def unfold(search: Search, starts: Lanes, times: int) -> Lanes:
     for chunk in (folds[j : j + search.net.block] for j in range(0, len(folds), search.net.block)):
         for _ in range(times):
             going = [f for f in chunk if f.radius > SETTLED * float((search.w * f.delta).abs().amax())]
-            going = [going[j] for j in search.affordable(_who(search, going), 3 + search.effort.crossing + search.effort.saturated, 1).tolist()]
+            going = [
+                going[j] for j in search.affordable(_who(search, going), 3 + search.effort.crossing + search.effort.saturated, 1).tolist()
+            ]
             if not going or not _step(search, going):
                 break
             search.tick()

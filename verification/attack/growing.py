@@ -2,6 +2,7 @@ r"""Growing balls: what falls most within a ball, followed while the ball grows 
 
 At a lane's point δ_k the margin's slope a says which point of {‖W(δ − anchor)‖ ≤ ε} ∩ C falls most to first order (a Frank–Wolfe step), and the lane
 moves a share of the way to it. ε grows while the lane stands and shrinks where it has flipped (as in DDN, Rony et al. 2019), the shares fall by a cosine.
+Where the network bends often, small shares of the way to many slopes' answers add up to what balances them.
 Sequential linearisation jumps to the boundary that the slopes at x0 foresee; this meets the one that the margin's own valley leads to, often nearer.
 """
 
@@ -21,12 +22,10 @@ if TYPE_CHECKING:
 
 FIRST = 0.3  # first ball, relative to the best length known
 ARRIVAL = 0.2  # part of the steps in which a ball that grows at the first rate reaches that length
-SCREENING = 0.2
+SCREENING = 0.2  # part of the steps after which the nearest lane of an input goes on alone
 LEAST_RATE = 3e-3
 SHARES = (0.7, 0.015)  # of the way to the step's answer, first and last
-CORNER = 3.0
-SETTLING_SHARES = (0.1, 0.01)
-SETTLING_RATES = (2e-3, 1e-4)
+CORNER = 3.0  # length of a step at share 1, in half diagonals of the ball
 
 
 def grow(search: Search, starts: Lanes, times: int) -> Lanes:
@@ -63,35 +62,6 @@ def grow(search: Search, starts: Lanes, times: int) -> Lanes:
     found = lanes.take(torch.isfinite(lanes.length).nonzero()[:, 0])
     search.record(found)
     return found
-
-
-def settle(search: Search, starts: Lanes, times: int) -> Lanes:
-    """The shortest flipped point about each flipped start: the ball breathes about its length, ever less.
-
-    Where the boundary folds, one slope at a time leads a polish nowhere; small shares of the way to many slopes' answers add up to their mean, which is
-    what balances at the fold.
-    """
-    net = search.net
-    starts = starts.take(torch.isfinite(starts.length).nonzero()[:, 0])
-    lanes = Lanes(starts.who, starts.row, starts.delta.clone(), starts.length.clone())
-    point, ball = starts.delta.clone(), starts.length * (1 - SETTLING_RATES[0])
-    alive = torch.arange(len(lanes), device=net.device)
-    for k in range(times):
-        alive = alive[search.affordable(lanes.who[alive], 1, 1)]
-        if not len(alive):
-            break
-        share, rate = (first * (last / first) ** (k / times) for first, last in (SETTLING_SHARES, SETTLING_RATES))
-        who, here = lanes.who[alive], point[alive]
-        _, flipped, slope = net.linearise(here, who)
-        size = torch.where(flipped, search.norm_of(here), INF)
-        better = size < lanes.length[alive]
-        lanes.put(alive[better], here[better], size[better])
-        if k:
-            ball[alive] = torch.where(flipped, torch.minimum(ball[alive], size) * (1 - rate), ball[alive] * (1 + rate))
-        point[alive] = _towards(search, who, here, slope, ball[alive], share)
-        search.tick()
-    search.record(lanes)
-    return lanes
 
 
 def _towards(search: Search, who: Tensor, here: Tensor, slope: Tensor, radius: Tensor, share: float) -> Tensor:

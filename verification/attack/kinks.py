@@ -77,7 +77,13 @@ def _abs(u: Tensor) -> Tensor:
 
 
 def _max_pool2d(
-    u: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False
+    u: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Tensor | None:
     if ceil_mode or return_indices or u.dim() != 4:
         return None

@@ -11,7 +11,7 @@ two: where the new point does not flip, the segment is searched for the crossing
 Between rounds of polishing, random changes no longer than the best witness are looked at (forward passes alone), and approached from where they nearly
 flip: other pieces of a folded boundary are met this way.
 
-On small chains of ReLUs the regions about the best witnesses are then solved exactly (regions.py).
+At the end the best witness is solved at its folds (folds.py), and on small chains of ReLUs the regions about the best witnesses are solved exactly (regions.py).
 
 Every point stays in C: C is convex, and points only come from the subproblem or lie between two that do.
 """
@@ -28,7 +28,7 @@ from formulations.norms import INF, GroupNorm, Norm
 from verification.attack.answers import Budget, Stop
 from verification.attack.effort import Effort
 from verification.attack.folds import unfold
-from verification.attack.growing import grow, settle
+from verification.attack.growing import grow
 from verification.attack.lanes import Lanes, distinct, place, smallest
 from verification.attack.network import Network
 from verification.attack.regions import Hopper
@@ -80,6 +80,7 @@ class Search:
         open_ = everyone[~flipped]  # nothing is shorter than an anchor that flips
         lanes = self._approach(*self._aim(open_), at_anchor=True)
         if self.effort.growing:
+            # by how far they came, flipped or not: where slopes turn much, the nearest row is often the one that was not met
             near = lanes.take(smallest(lanes.who, self.norm_of(lanes.delta), self.effort.growing))
             lanes = Lanes.join(lanes, grow(self, near, self.effort.growing_steps))
         if self.effort.probes:
@@ -104,8 +105,6 @@ class Search:
             for _ in range(times):
                 self._polish(lanes, radius)
                 self.tick()
-        if self.effort.settling:
-            lanes = Lanes.join(lanes, settle(self, lanes.take(smallest(lanes.who, lanes.length, 1)), self.effort.settling))
         if self.effort.folds:
             best = Lanes(everyone, everyone, self.best, self.length)
             lanes = Lanes.join(lanes, unfold(self, best.take(open_), self.effort.folds))

@@ -125,10 +125,10 @@ class ProgramStep:
     def __init__(self, norm: Norm, parts: tuple[Part, ...], n: int, d: int, device: torch.device) -> None:
         self.norm, self.parts, self.d, self.device = norm, parts, d, device
         self.dear = _with_slack_norm(norm, d)
-        lifted = tuple(lifted(p) for p in parts)
+        own = tuple(lifted(p) for p in parts)
         trust = Part("trust", BoxPiece(np.r_[-np.ones(d), -INF], np.r_[np.ones(d), INF]), "change")
-        self._wide, self._narrow = self._compiled(lifted, d), self._compiled((*lifted, trust), d)
-        self._lifted = lifted
+        self._wide, self._narrow = self._compiled(own, d), self._compiled((*own, trust), d)
+        self._lifted = own
         self._pull = PullBack(parts)
         self._w = norm.scale(d)
         self._lo, self._hi = (torch.tensor(np.broadcast_to(v, (n, d)).copy(), device=device) for v in bounding_box(parts, d))

@@ -27,7 +27,7 @@ from verification.model import batch_of, float64_copy
 CHUNK = 1 << 22  # numbers per array of lanes: larger batches are searched in chunks
 BOX_EFFORT = Effort()
 PROGRAM_EFFORT = Effort(
-    rivals=5, growing=1, growing_steps=10, settling=0, probes=0, lost_probes=8, samples=0, polish=((3, 3), (2, 8))
+    rivals=5, steps=5, growing=1, growing_steps=10, folds=0, probes=0, lost_probes=8, samples=0, polish=((3, 3), (2, 8))
 )  # every step of a lane is a solver's run
 
 Progress = Callable[[int, int], None]
