@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from lde_cvx.bench.certificates import RESULTS, bench
 from lde_cvx.bench.networks import Case, digits, german_credit
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.manifest import compare, read_manifest, write_manifest
@@ -38,6 +41,24 @@ def checked(case: Case, folder: Path) -> int:
 
 def test_certificates_of_the_benchmark_networks(tmp_path: Path) -> None:
     assert checked(digits(2), tmp_path / "digits") + checked(german_credit(3), tmp_path / "credit") == 12
+
+
+def test_the_bench_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network once, by CROWN and by branching; a second run makes and checks what is missing only."""
+    monkeypatch.setattr("lde_cvx.bench.certificates.PATIENCE", 0.5)
+    frame = bench(tmp_path, quick=True, console=Console(quiet=True))
+    assert frame["files"].sum() == frame["A valid"].sum() == frame["B valid"].sum() == 10
+    assert frame["above"].sum() == 0
+    lines = (tmp_path / RESULTS).read_bytes().splitlines(keepends=True)
+    gone = json.loads(lines[-1])["file"]
+    (tmp_path / gone).unlink()
+    (tmp_path / RESULTS).write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # killed while it wrote the last answer
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*.json")}
+    again = bench(tmp_path, quick=True, console=Console(quiet=True))
+    assert again["files"].sum() == 10
+    assert (tmp_path / gone).exists()
+    assert all(p.stat().st_mtime_ns == t for p, t in kept.items())
+    assert len((tmp_path / RESULTS).read_bytes().splitlines()) == 10
 
 
 @pytest.mark.slow

@@ -70,7 +70,8 @@ def make(plan: Plan, out: Path, tell: Callable[[str], object]) -> Iterator[tuple
                 limit = PATIENCE if method == "branching" else None
                 explainer = LagrangeDualExplainer(case.model, norm=norm, constraints=case.constraints, method=method, time_limit=limit)
                 for part in (missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)):
-                    for i, found in zip(part, explainer.explain(case.x[part], quiet=True), strict=True):
+                    explained = explainer.explain(case.x[part], quiet=True)
+                    for i, found in zip(part, explained if isinstance(explained, list) else [explained], strict=True):
                         found.certificate.save(files[i])
             yield from ((path, case.name, Norm.of(norm).label, method) for path in files)
 
