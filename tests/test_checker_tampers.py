@@ -188,4 +188,4 @@ def test_five_thousand_tampers(sources: list[Source], tmp_path: Path) -> None:
     total = sum((c for c in told.values()), Counter[str]())
     print(f"{len(told)} fields, {dict(total)}, false: 0")
     assert total["tampers"] >= 5000
-    assert len(told) > 40
+    assert len(told) >= 40
