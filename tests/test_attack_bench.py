@@ -104,7 +104,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(monkeypatch: pytest.
             raise KeyboardInterrupt
         return to_the_mean(net, z, labels, p, {"fail": False, **settings})
 
-    rival = Rival("line", "none", dict.fromkeys(bench.NORMS, [{"steps": 2}, {"steps": 3}]), stops)
+    rival = Rival("line", "none", {p: [{"steps": 2}, {"steps": 3}] for p in bench.NORMS}, stops)
     monkeypatch.setattr(bench, "rivals", lambda p, quick=False: iter([rival]))
     monkeypatch.setattr(bench, "networks", lambda cache, *, quick, tell: iter([Case("digits", model, x, bench.Box(0, 1), (0, 1))]))
     monkeypatch.setattr(bench, "search", lambda case, net, z, p, device: bench.Attempt(bench.OURS, "", [1.0] * 3, 1, 1, 0.0))
@@ -116,7 +116,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(monkeypatch: pytest.
     bench.bench(tmp_path, console=quiet)
     assert len(ran) == 13  # other inputs: nothing of the old run is taken
     (tmp_path / "witness_done.json").write_text("{")
-    with pytest.raises(InputError, match="witness_done.json: cannot be read"):
+    with pytest.raises(InputError, match=r"witness_done\.json: cannot be read"):
         bench.bench(tmp_path, console=quiet)
 
 

@@ -50,7 +50,7 @@ class Bends:
 
     def values(self, piece: Tensor) -> Tensor:
         """(lanes, units) values of the pieces named (lanes, units)."""
-        parts = piece.split([v.shape[1] for v in self.layers], 1)
+        parts = piece.split([v.shape[1] for v in self.layers], 1)  # type: ignore[no-untyped-call]
         return torch.cat([v.gather(2, k[:, :, None])[:, :, 0] for v, k in zip(self.layers, parts, strict=True)], 1)
 
     def value(self, lane: int, unit: int, piece: int) -> float:
