@@ -21,9 +21,9 @@ class BoxedSolutions(Solutions):
     """``min ‖Wδ‖ s.t. a·δ + b ≤ 0, lo ≤ δ ≤ hi`` for n instances, exactly; `lower` is verified with outward rounding (`closed_form`)."""
 
     def __init__(self, a: Array, b: Array, norm: Norm, parts: tuple[Part, ...]) -> None:
-        lo, hi = bounding_box(parts, a.shape[1])
         self._a, self._b, self._norm, self._parts = a, b, norm, parts
-        answer = min_norm_box(a, b, lo, hi, norm)
+        self._lo, self._hi = bounding_box(parts, a.shape[1])
+        answer = min_norm_box(a, b, self._lo, self._hi, norm)
         self.value, self.lower, self.delta = answer.value.numpy(), answer.lower.numpy(), answer.delta.numpy()
         # where the row is out of reach, λ = 1 with the box absorbing all of a is the ray that proves it
         self.status, self._lam = answer.status, np.where(answer.infeasible.numpy(), 1.0, answer.lam.numpy())
@@ -54,15 +54,19 @@ class BoxedSolutions(Solutions):
         r = np.where(np.isfinite(value), np.where(lam > 0, w + c, 0.0), c)
         r[np.abs(r) <= 1e-13 * (np.abs(w) + np.abs(c))] = 0.0  # cancellation of w and λa on a free coordinate
         lower, upper = np.maximum(r, 0.0), np.maximum(-r, 0.0)
-        lo, hi = bounding_box(self._parts, a.shape[1])
         out = []
         for part in self._parts:
             piece = part.piece
             assert isinstance(piece, BoxPiece)
             own = []
-            for rest, bound, tightest in ((lower, piece.lo, lo), (upper, piece.hi, hi)):
-                mine = np.where(np.broadcast_to(np.equal(bound, tightest), (len(self.value), a.shape[1]))[which], rest, 0.0)
+            for rest, bound, tightest in ((lower, piece.lo, self._lo), (upper, piece.hi, self._hi)):
+                mine = np.where(_some(bound, which) == _some(tightest, which), rest, 0.0)
                 rest -= mine
                 own.append(mine)
             out.append(np.stack(own, axis=1))
         return out
+
+
+def _some(bound: Array, which: slice) -> Array:
+    """The chosen instances of a bound that is a number, (d,) for all, or (n, d)."""
+    return bound[which] if np.ndim(bound) == 2 else np.asarray(bound)
