@@ -82,12 +82,14 @@ def test_the_secant_row_falls_at_the_witness():
     assert seen >= 4
 
 
-@pytest.mark.parametrize("C", [None, pytest.param(lde.Box(0, 1), marks=pytest.mark.slow)])
-def test_many_scales_certify_a_fifth_more_than_one(C):
+@pytest.mark.parametrize(
+    ("C", "count"), [(None, 50), *(pytest.param(C, 100, marks=pytest.mark.slow) for C in (None, lde.Box(0, 1)))], ids=["few", "free", "box"]
+)
+def test_many_scales_certify_a_fifth_more_than_one(C, count):
     """Digits, ℓ2: the median certified radius, and never below, input by input; no proof beyond a real flip."""
     trained, data = digits_model()
     x = torch.tensor(data.X[trained.test_rows])
-    x = x[(trained.model(x).argmax(1).numpy() == data.y[trained.test_rows])][:50]
+    x = x[(trained.model(x).argmax(1).numpy() == data.y[trained.test_rows])][:count]
     found = multiscale(trained.model, x, 2, C, samples=0)
     lower, single = np.array([r.lower for r in found]), np.array([r.single for r in found])
     assert (lower >= single).all()
