@@ -19,7 +19,8 @@ is rounded on the way ("inf" where a field allows it; never NaN). `certificate_s
                             row states
         relaxation          optional: slopes[row][layer] of the rows of margins and flips, in their order: one number per neuron of every activation, in the
                             network's order: the slope of the line that stands for it; for a row of the flips, of the line below it. splits[row]: one
-                            multiplier β ≥ 0 per split of the path, of −side (z − cut) in the row. inner: slopes of the lines below activation "by" in the
+                            multiplier β ≥ 0 per split of the path, of −side (z − cut) in the row. facets[row]: lines over the box of changes above the first
+                            rectifiers (verification/rechecking/facets.py), share κ in [0, 1] and turn e, one of "+", "0", "-" per input. inner: slopes of the lines below activation "by" in the
                             lower (low) and upper (up) bounds of what enters activation "of", a table of "neurons" × "inputs"; one cell's serve all cells
                             of its radius and path. For the re-derivation of the rows from the weights; no claim rests on them
     lower, upper, verdict   the claim
@@ -137,6 +138,7 @@ class Cell:
     slopes: list[list[list[float]]] = field(default_factory=list)
     inner: list[Inner] = field(default_factory=list)
     splits: list[list[float]] = field(default_factory=list)
+    facets: list[tuple[float, list[int]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -446,13 +448,16 @@ def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
         raise FormatError(f"{where}.duals: {len(value['duals'])} entries for {len(parts)} parts")
     w = None if value["w"] is None else f.reals("w", dim)
     proposed = (
-        _relaxation(value["relaxation"], sum(j < 0 for j in row_of), len(path), f"{where}.relaxation") if "relaxation" in value else ()
+        _relaxation(value["relaxation"], sum(j < 0 for j in row_of), len(path), dim, f"{where}.relaxation") if "relaxation" in value else ()
     )
     return Cell(path, radius, a, b, row_of, lam, duals, w, *proposed)
 
 
-def _relaxation(value: Any, rows: int, depth: int, where: str) -> tuple[list[list[list[float]]], list[Inner], list[list[float]]]:
-    f = _Fields(value, where, "slopes inner? splits?")
+Proposed = tuple[list[list[list[float]]], list[Inner], list[list[float]], list[tuple[float, list[int]]]]
+
+
+def _relaxation(value: Any, rows: int, depth: int, dim: int, where: str) -> Proposed:
+    f = _Fields(value, where, "slopes inner? splits? facets?")
     slopes = []
     for r, row in enumerate(f.items("slopes")):
         g = _Fields({"row": row}, f"{where}.slopes[{r}]", "row")
@@ -471,7 +476,14 @@ def _relaxation(value: Any, rows: int, depth: int, where: str) -> tuple[list[lis
         if not len(low) == len(up) == len(neurons) or not 0 <= by < of or min([*neurons, *inputs], default=0) < 0:
             raise FormatError(f"{g.where}: the tables do not fit their neurons, or by={by} does not come before of={of}")
         inner.append(Inner(of, by, neurons, inputs, low, up))
-    return slopes, inner, splits
+    facets = []
+    for i, entry in enumerate(f.items("facets") if "facets" in value else []):
+        g = _Fields(entry, f"{where}.facets[{i}]", "share turn")
+        share, turn = g.real("share"), g.text("turn")
+        if i >= len(slopes) or not 0 <= share <= 1 or len(turn) != dim or set(turn) - set("+0-"):
+            raise FormatError(f"{g.where}: share is not in [0, 1], turn is not {dim} signs, or there are more rows than slopes has")
+        facets.append((share, ["-0+".index(v) - 1 for v in turn]))
+    return slopes, inner, splits, facets
 
 
 def _split(value: Any, dim: int, where: str) -> Split:

@@ -63,6 +63,7 @@ class CellEvidence:
              for a row of the flips). They help level B of the checker to derive the same row again; without them it chooses its own
     inner    likewise for the bounds under the row; one cell's serve all cells of the same radius and path
     splits   per row that has slopes, the multipliers ≥ 0 of the path's splits in it
+    facets   per row that has slopes, (κ, e (d,) of signs) of lines over the box of changes above the first rectifiers (verification/rechecking/facets.py)
     """
 
     radius: float
@@ -76,6 +77,7 @@ class CellEvidence:
     slopes: Sequence[Sequence[Array]] = ()
     inner: Sequence[InnerSlopes] = ()
     splits: Sequence[Array] = ()
+    facets: Sequence[tuple[float, Array]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,10 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
         record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes], "inner": inner}
         if len(cell.splits) and all(np.isfinite(v).all() for v in cell.splits):
             record["relaxation"]["splits"] = [hexes(np.maximum(v, 0.0)) for v in cell.splits]
+        if len(cell.facets):
+            record["relaxation"]["facets"] = [
+                {"share": float(np.clip(share, 0, 1)).hex(), "turn": "".join("0+-"[int(e)] for e in np.sign(turn))} for share, turn in cell.facets
+            ]
     return record
 
 

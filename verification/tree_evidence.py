@@ -71,7 +71,8 @@ def _better(own: CertifiedRow, tree: RowTree, solved: dict[int, Solution], reach
         path = [Split(names[layer], neuron, 0.0, sign) for layer, neuron, sign in leaf.path]
         a, b, lam = _one_row(leaf.a, leaf.b, lam)
         slopes, splits = ((), ()) if leaf.splits is None else ((leaf.slopes,), (leaf.splits,))
-        cells.append(CellEvidence(radius, a, b, lam, duals, path=path, row_of=[FLIP_ROW], slopes=slopes, splits=splits))
+        facets = () if leaf.splits is None or leaf.aim is None else (leaf.aim,)
+        cells.append(CellEvidence(radius, a, b, lam, duals, path=path, row_of=[FLIP_ROW], slopes=slopes, splits=splits, facets=facets))
         bounds.append(min(radius, lower))
     lower = min(bounds, default=0.0)
     if own.lower >= lower:

@@ -31,6 +31,7 @@ class Leaf:
     lam, duals         verified multipliers, where a convex program gave `lower`; else None
     slopes, splits     of a single row: per layer, slopes of the lines below its ReLUs, and the multipliers of the path's splits. They led to the row, or to
                        one like it; nothing rests on them
+    aim                share κ and turn (d,) of the row's lines over the box (verification/branching/facets.py), where the search uses them
     """
 
     path: tuple[Split, ...]
@@ -42,6 +43,7 @@ class Leaf:
     duals: tuple[Array, ...] | None = None
     slopes: tuple[Array, ...] = ()
     splits: Array | None = None
+    aim: tuple[float, Array] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -308,7 +308,7 @@ class Tree:
             weight = np.nan_to_num(lam / max(float(np.abs(lam).max(initial=0.0)), 1e-300), posinf=0.0, neginf=0.0).clip(min=0)
             weight = weight if weight.any() else np.eye(len(b))[0]
             leaf, lam = ((weight @ A)[None], np.array([weight @ b])), None
-        self.books[k].leaves.append(Leaf(path, leaf[0], leaf[1], self.radius, lower, lam, duals, slopes, splits))
+        self.books[k].leaves.append(Leaf(path, leaf[0], leaf[1], self.radius, lower, lam, duals, slopes, splits, self._aim(cell, 0)))
         self.books[k].open -= 1
         if met:
             for further in (1.0, 1 + CLOSE / 8, 1 + CLOSE / 2):
@@ -374,7 +374,10 @@ class Tree:
         path = self.path(int(cells.node[i]))
         slopes = tuple(v[i].cpu().numpy().copy() for v in cells.slope)
         splits = np.array([float(cells.beta[layer][i, neuron]) for layer, neuron, _ in path])
-        return Leaf(path, *self._row(cells, i), self.radius, lower, slopes=slopes, splits=splits)
+        return Leaf(path, *self._row(cells, i), self.radius, lower, slopes=slopes, splits=splits, aim=self._aim(cells, i))
+
+    def _aim(self, cells: Cells, i: int) -> tuple[float, Array] | None:
+        return (max(float(cells.kappa[i]), 0.0), cells.turn[i].cpu().numpy().copy()) if self.ball.tight else None
 
     def _row(self, cells: Cells, i: int) -> tuple[Array, Array]:
         """(a (1, d), b (1,)) over δ."""

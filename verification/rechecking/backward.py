@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from verification.rechecking.activations import Activation, Lines
+from verification.rechecking.activations import Activation, Lines, Rectifier
 from verification.rechecking.affine import Add, Affine
+from verification.rechecking.facets import Aim, Facets
 from verification.rechecking.graph import Network
 from verification.rechecking.places import WHOLE, Place, merged
 from verification.rechecking.pooling import MaxPool
@@ -62,13 +63,14 @@ class Backward:
         slopes: Sequence[Array] | None = None,
         low: Mapping[int, Array] | None = None,
         also: Mapping[int, Array] | None = None,
+        aim: Aim | None = None,
     ) -> tuple[Array, Array, Array]:
         """(a (R, d), c (R,), error (R,)) with a·x + c − error ≤ A·v for all inputs x of the region; A (R, *shape) over value `start`.
 
         Instead of the lines chosen here, `slopes`: of every activation in the network's order, one flat array; `low`: by activation, (R, neurons) slopes of
-        the lines below it. `also`: rows over earlier values, whose products are added to A·v.
+        the lines below it. `also`: rows over earlier values, whose products are added to A·v. `aim`: of the lines above the rectifiers of `facets`.
         """
-        a, place, c, error, _ = self.trace(start, A, WHOLE, slopes, low, also)
+        a, place, c, error, _ = self.trace(start, A, WHOLE, slopes, low, also, aim)
         return place.flat(a, self.network.shape_in), c, error
 
     def trace(
@@ -79,8 +81,9 @@ class Backward:
         slopes: Sequence[Array] | None = None,
         low: Mapping[int, Array] | None = None,
         also: Mapping[int, Array] | None = None,
+        aim: Aim | None = None,
     ) -> Traced:
-        """The same for rows at `place`, which stay as they are at the input. With blocks, neither `low` nor `also` can be given."""
+        """The same for rows at `place`, which stay as they are at the input. With blocks, none of `low`, `also`, `aim` can be given."""
         R, net, most = len(A), self.network, 0
         waiting: dict[int, tuple[Array, Place]] = {**{i: (v, WHOLE) for i, v in (also or {}).items()}, start: (A, place)}
         c, error = np.zeros(R), np.zeros(R)
@@ -96,21 +99,27 @@ class Backward:
                 A, place, step, missed = self._affine(layer, sources[0], A, place)
             elif isinstance(layer, MaxPool):
                 A, place, step, missed = self._pool(layer, sources[0], A, place)
+            elif aim is not None and (facets := self.facets(i)) is not None:
+                A, step, missed, row = self._faceted(facets, A, aim, None if low is None else low.get(i))
+                error = error + self._wait(waiting, facets.source, row, WHOLE)
             else:
                 A, step, missed = self._activation(i, layer, A, place, proposed.get(i), None if low is None else low.get(i))
             most = max(most, A[0].size)
             c = c + step
             error = error + missed + U * np.abs(c)
             for j in sources:
-                if j in waiting:
-                    waiting[j] = merged(waiting[j], (A, place), net.shape(j))
-                    total, at = waiting[j]
-                    error = error + U * at.dot(np.abs(total), self.size(j))
-                else:
-                    waiting[j] = A, place
-                error = error + DUST * (1 + self.size(j).sum())
+                error = error + self._wait(waiting, j, A, place)
         a, place = waiting.get(-1, (np.zeros((R, *net.shape_in)), WHOLE))
         return a, place, c, error * INFLATE, most
+
+    def _wait(self, waiting: dict[int, tuple[Array, Place]], j: int, A: Array, place: Place) -> Array | float:
+        """Adds rows over value j to those that wait there; what floats miss of that."""
+        dust: float = DUST * (1 + self.size(j).sum())
+        if j not in waiting:
+            waiting[j] = A, place
+            return dust
+        waiting[j] = total, at = merged(waiting[j], (A, place), self.network.shape(j))
+        return U * at.dot(np.abs(total), self.size(j)) + dust
 
     def _affine(self, layer: Affine, source: int, A: Array, place: Place) -> tuple[Array, Place, Array, Array]:
         size, step, missed = np.abs(A), np.zeros(len(A)), np.zeros(len(A))
@@ -146,6 +155,31 @@ class Backward:
         moved, product = A * s, np.where(A == 0, 0.0, A * np.where(A == 0, 0.0, t))
         missed = gamma(A[0].size + 1) * _sum(np.abs(product)) + U * place.dot(np.abs(moved), self.size(source))
         return moved, _sum(product), missed
+
+    def facets(self, i: int) -> Facets | None:
+        """Lines over a box above the rectifiers at place i, where there are such."""
+        if i != self.network.boxed_rectifiers:
+            return None
+        facets: Facets = self._once(f"facets {i}", self.network.nodes[i].sources[0], lambda: Facets.of(self, i))
+        return facets
+
+    def _faceted(self, facets: Facets, A: Array, aim: Aim, below: Array | None) -> tuple[Array, Array, Array, Array]:
+        """Rows through rectifiers with lines over a box above them: (rows over what enters, constants, errors, rows over the box's value)."""
+        i = facets.place
+        value, shape = self.network.nodes[i].sources[0], self.network.shape(facets.source)
+        A, up = A.reshape(len(A), -1), A.reshape(len(A), -1) < 0
+        low, high = (v.ravel() for v in self.of(value))
+        slopes = np.broadcast_to(self.lines[i].low.ravel(), A.shape) if below is None else below
+        layer = self.network.nodes[i].layer
+        assert isinstance(layer, Rectifier)
+        with np.errstate(all="ignore"):
+            s, tau, t = facets.lines(aim)
+            s, t = np.where(up, s, slopes), np.where(up, t, layer.least(slopes, low, high))
+            product = np.where(A == 0, 0.0, A * t)
+            row, const, missed = facets.across(np.where(up, A * tau, 0.0), aim.turn)
+        moved = A * s
+        missed = missed + gamma(A.shape[1] + 2) * _sum(np.abs(product)) + U * (np.abs(moved) @ self.size(value).ravel()) + 2 * U * np.abs(const)
+        return moved.reshape(-1, *self.network.shape(value)), _sum(product) + const, missed, row.reshape(-1, *shape)
 
     def _pool(self, layer: MaxPool, source: int, A: Array, place: Place) -> tuple[Array, Place, Array, Array]:
         low, high = self.of(source)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from verification.rechecking.activations import Activation, Rectifier, lines
 from verification.rechecking.ascent import Climb, Point, covered, total
 from verification.rechecking.backward import DUST
 from verification.rechecking.bounds import Bounds
+from verification.rechecking.facets import Aim
 from verification.rechecking.rounding import INFLATE, Array, U
 
 ROUNDS, GAIN = 40, 0.002  # of rows and bounds, each earned by a relative gain of what the row lacks,
@@ -46,18 +48,23 @@ class Flips:
         splits: Sequence[tuple[int, Split]],
         slopes: Mapping[int, Array] | None = None,
         beta: Array | None = None,
+        aim: Aim | None = None,
     ) -> None:
-        """`splits`: the cell's neuron splits with the place of their values, along its path; `slopes` by activation, `beta`: proposed for the row."""
+        """`splits`: the cell's neuron splits with the place of their values, along its path; `slopes` by activation, `beta`, `aim`: proposed for the row.
+
+        Without `aim`, which is over the change, lines over a box (facets.py) are left alone.
+        """
         self.here, self.whole = copy.copy(base), base.region
         self.here.bounds, self.here.lines, self.here.known = list(base.bounds), dict(base.lines), {}
         self.network, self.q, self.shift, self.splits = base.network, q, shift, list(splits)
         self.last = len(self.network.nodes) - 1
-        self.slopes, self.beta = slopes, beta
+        self.slopes, self.beta, self.aim = slopes, beta, aim if self.network.boxed_rectifiers is not None else None
         self.empty = False
         self.cap: tuple[Array, float] | None = None
         self.slack = -math.inf
         self.best: Point | None = None
         self.gammas: dict[int, Array] = {}
+        self.aims: dict[int, Aim] = {}
 
     @staticmethod
     def knows(base: Bounds) -> bool:
@@ -89,13 +96,23 @@ class Flips:
 
     # ---------------------------------------------------------------------------------------------------------------------- rows
 
+    def _climb(self) -> Climb:
+        place = self.network.boxed_rectifiers
+        facets = None if self.aim is None or place is None else self.here.facets(place)
+        return Climb(self.here, self.whole, self.q, self.shift, self.splits, facets)
+
     def _raise_row(self) -> None:
-        climb = Climb(self.here, self.whole, self.q, self.shift, self.splits)
+        climb = self._climb()
         plain = climb.plain()
+        if climb.facets is not None:
+            plain = replace(plain, aim=Aim(np.full(1, -1.0), np.zeros((1, climb.facets.mid.size))))
         starts = [plain if self.best is None else self.best]
+        if self.best is not None and plain.aim is not None:
+            starts.append(replace(self.best, aim=plain.aim))  # turned anew
         if self.slopes is not None:
             beta = plain.beta if self.beta is None else self.beta[None]
-            starts.append(climb.inside(Point(plain.gamma, {**plain.low, **{i: v[None] for i, v in self.slopes.items()}}, beta)))
+            low = {**plain.low, **{i: v[None] for i, v in self.slopes.items()}}
+            starts.append(climb.inside(Point(plain.gamma, low, beta, self._proposed(climb))))
         for start in starts:
             for point in (start, climb.run(start, {}, ROW_STEPS, ROW_RATE, DECAY)):
                 a, const, error = self._derive(climb, climb.inside(point), {})
@@ -113,11 +130,19 @@ class Flips:
         if self.cap is not None:
             self.here.region = self.whole.cut(*self.cap)
 
+    def _proposed(self, climb: Climb) -> Aim | None:
+        """The certificate's aim, over the box of the facets instead of the change."""
+        f = climb.facets
+        if f is None or self.aim is None:
+            return None
+        middle, half = (self.whole.lo + self.whole.hi) / 2, (self.whole.hi - self.whole.lo) / 2
+        return Aim(self.aim.kappa, f.turn(climb.front(middle + self.aim.turn * half)))
+
     def _derive(self, climb: Climb, point: Point, own: Mapping[int, Array]) -> tuple[Array, Array, Array]:
         """(a (R, d), c (R,), error (R,)): a·δ + c − error below the row of `climb`, proved."""
         terms = climb.terms(point, own)
         rows = {i: A.reshape(-1, *self.network.shape(i)) for i, A in total(terms).items()}
-        a, c, error = self.here.back(self.last, rows.pop(self.last), low=point.low, also=rows)
+        a, c, error = self.here.back(self.last, rows.pop(self.last), low=point.low, also=rows, aim=point.aim)
         constants = [point.gamma * self.shift, *(point.beta[:, s] * (split.side * split.cut) for s, (_, split) in enumerate(self.splits))]
         for step in constants:
             c = c + step
@@ -154,7 +179,7 @@ class Flips:
         n, shape = len(low), self.network.shape(i)
         E = np.zeros((2 * len(index), n))
         E[np.arange(len(index)), index], E[np.arange(len(index)) + len(index), index] = 1.0, -1.0
-        climb = Climb(self.here, self.whole, self.q, self.shift, self.splits)
+        climb = self._climb()
         places = np.concatenate([index, n + index])
         early = not any(j <= i for j in self.network.activations())  # affine in δ: the cap says all that a γ could
         start = climb.inside(self.best.tile(len(E)))
@@ -162,9 +187,15 @@ class Flips:
         known = self.gammas.setdefault(i, np.zeros(2 * n))
         gamma = np.zeros(len(E)) if early else np.where(known[places] > 0, known[places], 0.3 * unit)
         start = Point(gamma, start.low, gamma[:, None] * start.beta)
+        if climb.facets is not None and not early:
+            width = climb.facets.mid.size
+            aims = self.aims.setdefault(i, Aim(np.full(2 * n, -1.0), np.zeros((2 * n, width), dtype=np.int8)))
+            start = replace(start, aim=Aim(aims.kappa[places], aims.turn[places].astype(np.float64)))
         if not early:
             start = climb.run(start, {i: E}, STEPS, RATE, unit=unit)
             known[places] = start.gamma
+            if start.aim is not None:
+                aims.kappa[places], aims.turn[places] = start.aim.kappa, start.aim.turn
         below = self._least(climb, start, {i: E})
         first, last = low.copy(), high.copy()
         first[index], last[index] = np.fmax(first[index], below[: len(index)]), np.fmin(last[index], -below[len(index) :])

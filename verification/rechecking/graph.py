@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from verification.rechecking.activations import Activation
-from verification.rechecking.affine import Add, Affine
+from verification.rechecking.activations import Activation, Rectifier
+from verification.rechecking.affine import Add, Affine, Conv, Dense, Reshape, Scale
 from verification.rechecking.pooling import MaxPool
 from verification.rechecking.rounding import Shape
 
@@ -40,3 +41,17 @@ class Network:
     def activations(self) -> list[int]:
         """Places of the elementwise nonlinear layers, in order: the k-th of them is "layer k" of a certificate's relaxation."""
         return [i for i, node in enumerate(self.nodes) if not isinstance(node.layer, Affine | Add | MaxPool)]
+
+    @functools.cached_property
+    def boxed_rectifiers(self) -> int | None:
+        """The first ReLU whose input is a linear layer of the network's input, scaled and reshaped at most: there facets.py has lines to offer."""
+        first = next((i for i, node in enumerate(self.nodes) if not isinstance(node.layer, Affine)), None)
+        if first is None or not isinstance(self.nodes[first].layer, Rectifier) or getattr(self.nodes[first].layer, "negative", 1.0):
+            return None
+        value = self.nodes[first].sources[0]
+        if value < 0 or not isinstance(self.nodes[value].layer, Dense | Conv):
+            return None
+        source = self.nodes[value].sources[0]
+        while source >= 0 and isinstance(self.nodes[source].layer, Scale | Reshape):
+            source = self.nodes[source].sources[0]
+        return first if source < 0 else None

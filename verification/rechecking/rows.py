@@ -27,6 +27,7 @@ from verification.certificate_format import FLIP_ROW, MARGIN_ROW, Cell, Document
 from verification.checker import exact, float_up
 from verification.rechecking.affine import Add, Affine
 from verification.rechecking.bounds import Bounds
+from verification.rechecking.facets import Aim
 from verification.rechecking.flips import Flips
 from verification.rechecking.graph import LayerError, Network
 from verification.rechecking.network import read_model
@@ -209,7 +210,16 @@ def _flips(network: Network, bounds: Bounds, cell: Cell, q: Array, shift: float,
         splits,
         None if slopes is None else dict(zip(network.activations(), slopes, strict=True)),
         np.array(beta) if len(beta) == len(splits) else None,
+        _aim(cell, told),
     )
+
+
+def _aim(cell: Cell, row: int) -> Aim | None:
+    """The certificate's lines over the box of changes for a row."""
+    if row >= len(cell.facets):
+        return None
+    share, turn = cell.facets[row]
+    return Aim(np.array([share]), np.array([turn], dtype=np.float64))
 
 
 def _proposal(network: Network, cell: Cell, row: int) -> list[Array] | None:
