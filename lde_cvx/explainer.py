@@ -27,6 +27,7 @@ from formulations.status import Status
 from lde_cvx.attribution import check_inputs
 from lde_cvx.confirm import confirmed
 from lde_cvx.explanation import Explanation
+from lde_cvx.model_files import checker_network
 from lde_cvx.inputs import Batch, check_inside, read_batch
 from lde_cvx.price_reading import BindingProgram, BoundaryAtWitness
 from lde_cvx.progress import Progress, progress_bar, silent
@@ -64,6 +65,8 @@ class LagrangeDualExplainer:
     decision     a `Decision`, or a function outputs (m,) → `Decision`, instead of "the predicted class stays ahead"
     time_limit   seconds for the witness search of a batch, per convex program, and per input for branching
     jobs         processes that branching uses, an input each
+    rederive     publish only what level B of the checker derives again from the weights (`Certificate.settled`): a bound of the real-valued network, rounding and
+                 all, and a file that level B calls valid where it covers the layers. It costs about what the check costs, up to a minute for large trees
 
     A larger set never has a larger v*. `lower` has that law by itself where "branching" or "exact" closed its bracket, up to their tolerance; other bounds have
     it along chains of sets through `nested_radii`.
@@ -85,6 +88,7 @@ class LagrangeDualExplainer:
         feature_names: Sequence[str] | None = None,
         temperature: float | None = None,
         jobs: int = 1,
+        rederive: bool = False,
     ) -> None:
         if method not in METHODS:
             raise InputError(f"method={method!r} is not known; use one of {', '.join(METHODS)}.")
@@ -100,7 +104,7 @@ class LagrangeDualExplainer:
         self.model = float64_copy(model, device)
         self.norm, self.constraints, self.method, self.order, self.temperature = Norm.of(norm), constraints, method, order, temperature
         self.target, self.decision, self.time_limit, self.device, self.seed = target, decision, time_limit, device, seed
-        self.jobs = jobs
+        self.jobs, self.rederive = jobs, rederive
         self.feature_names = None if feature_names is None else tuple(feature_names)
         self._identity = ModelRecord.of(model)
         self._engines: dict[tuple[int, ...], BoundEngine] = {}
@@ -227,6 +231,8 @@ class LagrangeDualExplainer:
                 model=self._identity, x0=x0, outputs=outputs, decision=decision, norm=self.norm, parts=(C or Everything()).parts(x0.size),
                 evidence=radius.evidence(), witness=self._evidence(point, x0, witness), method=self.method, seed=self.seed,
             )  # fmt: skip
+            network = checker_network(self.model, tuple(x0.shape)) if self.rederive else None
+            certificate = certificate if network is None else certificate.settled(network)
             lower, upper = certificate.lower, certificate.upper
             row = binding_row(radius, witness) if self.method in SEARCHES else radius.nearest
             binding, a, b, target = row.solution, row.a, row.b, row.rival

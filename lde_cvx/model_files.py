@@ -23,6 +23,7 @@ from formulations.errors import InputError
 from formulations.whole_file import whole_file
 from lde_cvx.normalize import Normalize
 from verification.certificate_format import FormatError, decode
+from verification.rechecking.network import LayerError, ModelFile, Network
 
 FORMAT = "lde-layers-1"
 MAX_SPEC_DEPTH = 256  # lists and objects in one another: a hundred nested containers
@@ -150,6 +151,15 @@ def describe(model: nn.Module, depth: int = 0) -> dict[str, Any]:
         value = getattr(model, name)
         arguments[name] = (value is not None) if name == "bias" else (list(value) if isinstance(value, tuple) else value)
     return {"kind": type(model).__name__, **arguments}
+
+
+def checker_network(model: nn.Module, shape: tuple[int, ...]) -> Network | None:
+    """The model for inputs of this shape as level B of the checker would read it from its file; None where it has none, or has a layer that is not covered."""
+    try:
+        tensors = {name: v.detach().cpu().double().numpy() if v.is_floating_point() else v.detach().cpu().numpy() for name, v in model.state_dict().items()}
+        return ModelFile(describe(model), tensors).network(shape)
+    except (InputError, LayerError):
+        return None
 
 
 def build(record: Any, depth: int = 0) -> nn.Module:

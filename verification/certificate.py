@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from formulations.norms import Norm
     from formulations.pieces import Part
     from verification.decision import Decision
+    from verification.rechecking.graph import Network
 
 __all__ = [
     "CellEvidence",
@@ -63,6 +64,7 @@ __all__ = [
 Array = NDArray[np.float64]
 OUTPUTS = 1e-9  # relative difference of float64 outputs between machines that counts as the same network
 CONTRADICTION = 1e-6  # relative excess of the lower bound over the witness that the witness's feasibility tolerance may explain
+SETTLING, ROOM = 3, 1e-9  # passes of level B over a certificate that is settled, and how far below what it derives a row is put, relatively
 LIBRARIES = ("lde-cvx", "numpy", "torch", "cvxpy", "clarabel", "scs", "auto_LiRPA", "python-flint")
 
 
@@ -223,6 +225,28 @@ class Certificate:
             premises=(report.premises[0], "outputs: evaluated again in float64, not outward rounded"),
         )
 
+    def settled(self, network: Network) -> Certificate:
+        """This certificate with every row lowered to what level B of the checker derives of it from the weights, and with what is then proved.
+
+        It claims no more than anyone can derive again, and level B calls it valid wherever its layers are covered; where nothing had to be lowered, it is
+        this one. `network`: the model as the checker reads it (`verification.rechecking.network`). It takes as long as the check does, or twice that.
+        """
+        from verification.rechecking.rows import shortfalls
+
+        record, lowered = self.record, True
+        for _ in range(SETTLING):
+            doc = parse(record)
+            found = shortfalls(doc, network)
+            lowered = any(isinstance(missed, dict) and missed for row in found for missed in row)
+            if not lowered:
+                break
+            rivals = [
+                {**rival, "cells": [_lowered(cell, missed) for cell, missed in zip(rival["cells"], row, strict=True)]}
+                for rival, row in zip(record["rivals"], found, strict=True)
+            ]
+            record = _published({**record, "rivals": rivals})
+        return self if record is self.record else Certificate(record)
+
     def _recompute(self, model: torch.nn.Module, device: str | torch.device | None) -> tuple[list[str], list[str]]:
         """(refutations, open questions) from the network itself."""
         from verification.decision import Decision
@@ -295,6 +319,17 @@ def _published(record: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"Certificate: {wrong}; give evidence that does.")
     record["sha256"] = self_hash(record)
     return record
+
+
+def _lowered(cell: dict[str, Any], missed: dict[int, float] | str) -> dict[str, Any]:
+    """The cell with its rows lowered by what they miss, and a little more; what cannot be derived at all stays, and stays undecided."""
+    if isinstance(missed, str) or not missed:
+        return cell
+    b = floats(cell["b"])
+    for j, short in missed.items():
+        down = b[j] - short * (1 + ROOM) - ROOM * abs(b[j])
+        b[j] = down if np.isfinite(down) else b[j]
+    return {**cell, "b": hexes(b)}
 
 
 def _layer(module: torch.nn.Module) -> str:

@@ -36,7 +36,7 @@ from verification.rechecking.region import Region
 from verification.rechecking.rounding import Array
 from verification.rechecking.words import same_words
 
-__all__ = ["Findings", "check_model", "check_outputs", "check_rows"]
+__all__ = ["Findings", "check_model", "check_outputs", "check_rows", "shortfalls"]
 
 WORK = 1 << 25  # numbers in all multipliers and rows, times 4^effort, up to which better multipliers are sought: a minute or so
 MOST = 9  # reasons of one kind that are told
@@ -92,10 +92,21 @@ def check_rows(doc: Document, network: Network) -> Findings:
     for k, cells in enumerate(doc.cells):
         for i, cell in enumerate(cells):
             where, missed = f"rivals[{k}].cells[{i}]", desk.missed(cell, k)
-            out.undecided += [f"{where}: {why}" for why in missed]
+            out.undecided += [f"{where}: {why}" for why in ([missed] if isinstance(missed, str) else _words(cell, missed))]
             if missed:
                 out.wrong += [f"{where}: {why}" for why in _refuted(doc, network, cell, k, stored)]
     return out
+
+
+def shortfalls(doc: Document, network: Network) -> list[list[dict[int, float] | str]]:
+    """Row by row of the decision and cell by cell: by how much which rows are not derived, or why nothing can be derived in the cell."""
+    desk = _Desk(doc, network)
+    return [[desk.missed(cell, k) for cell in cells] for k, cells in enumerate(doc.cells)]
+
+
+def _words(cell: Cell, missed: Mapping[int, float]) -> list[str]:
+    words = {FLIP_ROW: ", it speaks of flips alone"}
+    return [f"row {j} is not derived from the weights (short by {v:.3g}){words.get(cell.row_of[j], '')}" for j, v in sorted(missed.items())]
 
 
 class _Desk:
@@ -116,11 +127,11 @@ class _Desk:
             self.cache[key] = _bounds(self.doc, self.network, cell, self.known, self.inner.get(key[:2], ()), effort)
         return self.cache[key]
 
-    def missed(self, cell: Cell, k: int) -> list[str]:
-        """What of the cell's rows is not derived: on the cell itself, with better multipliers of the set, or on cells that hold it."""
+    def missed(self, cell: Cell, k: int) -> dict[int, float] | str:
+        """By how much which of the cell's rows are not derived: on the cell itself, with better multipliers of the set, or on cells that hold it."""
         bounds = self.bounds(cell)
         if isinstance(bounds, str):
-            return [bounds]
+            return bounds
         left = _shortfalls(self.doc, self.network, bounds, cell, k, dict.fromkeys(range(len(cell.b)), math.inf))
         for effort in (1, 2):  # where they do not help once, they are not tried again
             rows = sum(map(len, self.known.values()))
@@ -140,10 +151,7 @@ class _Desk:
                 break
             still = _shortfalls(self.doc, self.network, above, cell, k, margins)
             left = {j: still.get(j, v) for j, v in left.items() if j in still or j not in margins}
-        words = {FLIP_ROW: ", it speaks of flips alone"}
-        return [
-            f"row {j} is not derived from the weights (short by {v:.3g}){words.get(cell.row_of[j], '')}" for j, v in sorted(left.items())
-        ]
+        return left
 
 
 def _bounds(doc: Document, network: Network, cell: Cell, known: dict[int, Array], inner: Sequence[Inner], effort: int = 0) -> Bounds | str:
