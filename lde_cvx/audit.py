@@ -91,6 +91,7 @@ def certify(case: Case, norm: Norm, folder: Path, tell: Tell) -> list[AuditRow]:
     explainer = LagrangeDualExplainer(
         case.trained.model, norm=norm, constraints=case.schema.polytope(), method=case.config.question.method, seed=case.config.seed,
         feature_names=case.schema.feature_names, time_limit=case.config.question.seconds, jobs=os.cpu_count() or 1,
+        rederive=True,
     )  # fmt: skip
     stage, ready = f"certifying, {norm.label}", len(rows) - len(pending)
     tell(stage, ready, len(rows))

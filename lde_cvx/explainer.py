@@ -27,8 +27,8 @@ from formulations.status import Status
 from lde_cvx.attribution import check_inputs
 from lde_cvx.confirm import confirmed
 from lde_cvx.explanation import Explanation
-from lde_cvx.model_files import checker_network
 from lde_cvx.inputs import Batch, check_inside, read_batch
+from lde_cvx.model_files import checker_network
 from lde_cvx.price_reading import BindingProgram, BoundaryAtWitness
 from lde_cvx.progress import Progress, progress_bar, silent
 from lde_cvx.searching import SEARCHES, SECONDS, binding_row, check_searchable, search_radii

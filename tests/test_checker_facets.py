@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lde_cvx.model_files import save_model
+from lde_cvx.model_files import checker_network, save_model
 from lde_cvx.models import mlp
 from lde_cvx.normalize import Normalize
 from tests.checker_example import CANNOT_DECIDE, INVALID, VALID, document, in_ball, seeded, stored
@@ -124,6 +124,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(branch, "HARD", np.inf)
         case.certify(case.branched())
+    network = checker_network(model, (24,))
+    assert network is not None
+    found, case.certificate = case.certificate.lower, case.certificate.settled(network)
+    assert found * (1 - 1e-4) <= case.certificate.lower <= found
     folder = tmp_path_factory.mktemp("tree")
     save_model(case.model, folder / "model.safetensors")
     return case, folder

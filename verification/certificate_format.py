@@ -21,8 +21,9 @@ is rounded on the way ("inf" where a field allows it; never NaN). `certificate_s
                             network's order: the slope of the line that stands for it; for a row of the flips, of the line below it. splits[row]: one
                             multiplier β ≥ 0 per split of the path, of −side (z − cut) in the row. facets[row]: lines over the box of changes above the first
                             rectifiers (verification/rechecking/facets.py), share κ in [0, 1] and turn e, one of "+", "0", "-" per input. inner: slopes of the lines below activation "by" in the
-                            lower (low) and upper (up) bounds of what enters activation "of", a table of "neurons" × "inputs"; one cell's serve all cells
-                            of its radius and path. For the re-derivation of the rows from the weights; no claim rests on them
+                            lower (low) and upper (up) bounds of what enters activation "of": per one of its "neurons" the "inputs" (one list where all
+                            have the same) and a string of two hexadecimal digits each, in units of 1/255; elsewhere the checker chooses. One cell's serve
+                            all cells of its radius and path. For the re-derivation of the rows from the weights; no claim rests on them
     lower, upper, verdict   the claim
     witness                 null, or the flipping input, the outputs there, and the rival that wins
     tolerances              feasibility of the witness (≤ 1e-9), relative reproducibility of the outputs
@@ -113,12 +114,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Inner:
-    """Slopes of the lines below activation `by` in the bounds of what enters activation `of`: low and up, one list per neuron, one number per input."""
+    """Slopes of the lines below activation `by` in the bounds of what enters activation `of`: per neuron its inputs, and low and up, one number per input."""
 
     of: int
     by: int
     neurons: list[int]
-    inputs: list[int]
+    inputs: list[list[int]]
     low: list[list[float]]
     up: list[list[float]]
 
@@ -469,13 +470,7 @@ def _relaxation(value: Any, rows: int, depth: int, dim: int, where: str) -> Prop
         raise FormatError(f"{where}.splits: more rows than slopes has, or a multiplier that is negative")
     inner = []
     for i, entry in enumerate(f.items("inner") if "inner" in value else []):
-        g = _Fields(entry, f"{where}.inner[{i}]", "of by neurons inputs low up")
-        of, by = (_Fields({"n": [entry[k]]}, f"{g.where}.{k}", "n").integers("n")[0] for k in ("of", "by"))
-        neurons, inputs = g.integers("neurons"), g.integers("inputs")
-        low, up = g.table("low", len(inputs)), g.table("up", len(inputs))
-        if not len(low) == len(up) == len(neurons) or not 0 <= by < of or min([*neurons, *inputs], default=0) < 0:
-            raise FormatError(f"{g.where}: the tables do not fit their neurons, or by={by} does not come before of={of}")
-        inner.append(Inner(of, by, neurons, inputs, low, up))
+        inner.append(_inner(entry, f"{where}.inner[{i}]"))
     facets = []
     for i, entry in enumerate(f.items("facets") if "facets" in value else []):
         g = _Fields(entry, f"{where}.facets[{i}]", "share turn")
@@ -484,6 +479,35 @@ def _relaxation(value: Any, rows: int, depth: int, dim: int, where: str) -> Prop
             raise FormatError(f"{g.where}: share is not in [0, 1], turn is not {dim} signs, or there are more rows than slopes has")
         facets.append((share, ["-0+".index(v) - 1 for v in turn]))
     return slopes, inner, splits, facets
+
+
+def _inner(value: Any, where: str) -> Inner:
+    g = _Fields(value, where, "of by neurons inputs low up")
+    of, by = (_Fields({"n": [value[k]]}, f"{where}.{k}", "n").integers("n")[0] for k in ("of", "by"))
+    neurons, shared = g.integers("neurons"), all(type(v) is int for v in g.items("inputs"))
+    inputs = (
+        [g.integers("inputs")] * len(neurons)
+        if shared
+        else [_Fields({"inputs": v}, where, "inputs").integers("inputs") for v in g.items("inputs")]
+    )
+    if not 0 <= by < of or len(inputs) != len(neurons) or min([*neurons, *(v for row in inputs for v in row)], default=0) < 0:
+        raise FormatError(f"{where}: the inputs do not fit the neurons, or by={by} does not come before of={of}")
+    return Inner(of, by, neurons, inputs, *(_shares(g, side, inputs) for side in ("low", "up")))
+
+
+def _shares(g: _Fields, side: str, inputs: list[list[int]]) -> list[list[float]]:
+    """Slopes neuron by neuron: two hexadecimal digits each, k/255, or, in earlier files, lists of reals."""
+    out = []
+    for told, at in zip(g.items(side), inputs, strict=False):
+        if isinstance(told, str):
+            if len(told) != 2 * len(at) or set(told) - set("0123456789abcdef"):
+                raise FormatError(f"{g.where}.{side}: is not a string of {2 * len(at)} hexadecimal digits")
+            out.append([k / 255 for k in bytes.fromhex(told)])
+        else:
+            out.append(_Fields({side: told}, g.where, side).reals(side, len(at)))
+    if len(out) != len(inputs) or len(g.items(side)) != len(inputs):
+        raise FormatError(f"{g.where}.{side}: {len(g.items(side))} rows for {len(inputs)} neurons")
+    return out
 
 
 def _split(value: Any, dim: int, where: str) -> Split:

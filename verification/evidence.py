@@ -30,21 +30,31 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class InnerSlopes:
-    """Slopes of the lines below activation `by` in the bounds of what enters activation `of`: low, up (neurons, inputs) for lower and upper bounds."""
+    """Slopes of the lines below activation `by` in the bounds of what enters activation `of`, neuron by neuron: inputs, and low, up for lower and upper
+    bounds, in units of 1/255."""
 
     of: int
     by: int
     neurons: NDArray[np.intp]
-    inputs: NDArray[np.intp]
-    low: Array
-    up: Array
+    inputs: list[NDArray[np.intp]]
+    low: list[NDArray[np.uint8]]
+    up: list[NDArray[np.uint8]]
+
+    def record(self) -> dict[str, Any]:
+        """Inputs that all neurons share are written once."""
+        shared = all(np.array_equal(v, self.inputs[0]) for v in self.inputs)
+        inputs = [v.tolist() for v in (self.inputs[:1] if shared else self.inputs)]
+        tables = {side: [v.tobytes().hex() for v in table] for side, table in (("low", self.low), ("up", self.up))}
+        return {"of": self.of, "by": self.by, "neurons": self.neurons.tolist(), "inputs": inputs[0] if shared and inputs else inputs, **tables}
 
 
-def inner_slopes(of: int, by: int, slopes: Array) -> InnerSlopes:
-    """From (2, neurons, inputs), NaN where nothing is proposed."""
-    known: NDArray[np.bool_] = np.all(np.isfinite(slopes), axis=0)
-    neurons, inputs = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
-    low, up = (np.nan_to_num(v[np.ix_(neurons, inputs)]) for v in slopes)
+def inner_slopes(of: int, by: int, slopes: ArrayLike) -> InnerSlopes:
+    """From (2, neurons, inputs) in units of 1/255, −1 where nothing is proposed."""
+    codes = np.asarray(slopes)
+    known: NDArray[np.bool_] = (codes >= 0).all(0)
+    neurons = np.flatnonzero(known.any(1))
+    inputs = [np.flatnonzero(known[j]) for j in neurons]
+    low, up = ([side[j, at].astype(np.uint8) for j, at in zip(neurons, inputs, strict=True)] for side in codes)
     return InnerSlopes(of, by, neurons, inputs, low, up)
 
 
@@ -126,8 +136,7 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
         "lam": hexes(lam), "duals": stored, "w": None if w is None else hexes(w),
     }  # fmt: skip
     if len(cell.slopes) and all(np.isfinite(v).all() for row in cell.slopes for v in row):
-        inner = [{"of": w.of, "by": w.by, "neurons": w.neurons.tolist(), "inputs": w.inputs.tolist(),
-                  "low": [hexes(v) for v in w.low], "up": [hexes(v) for v in w.up]} for w in cell.inner]  # fmt: skip
+        inner = [w.record() for w in cell.inner]
         record["relaxation"] = {"slopes": [[hexes(v) for v in row] for row in cell.slopes], "inner": inner}
         if len(cell.splits) and all(np.isfinite(v).all() for v in cell.splits):
             record["relaxation"]["splits"] = [hexes(np.maximum(v, 0.0)) for v in cell.splits]

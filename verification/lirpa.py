@@ -13,6 +13,7 @@ library works, torch's default dtype is float64 (its α tensors ask for it): the
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from enum import Enum
 from math import prod
 from typing import Any
@@ -28,7 +29,8 @@ from verification.minorant import Minorant
 from verification.model import float64_copy, outputs
 
 SLACK = 1e-11  # of |b| + Σ|a||x0| and the margin's size, taken off every row: float64 rounding of the passes, and the checker's bound of its own
-INNER = 1 << 20  # pairs of neurons of which slopes of intermediate bounds are handed on
+INNER = 1 << 22  # pairs of neurons of which slopes of intermediate bounds are handed on
+STEPS = 255  # of a slope of intermediate bounds: it is a multiple of 1/255, which a certificate writes as two digits
 CARRIED = 1 << 17  # slopes of the margin rows of one input that are handed on: a certificate reads and hashes them all
 WIDE = (
     1 << 23
@@ -141,6 +143,7 @@ class BoundEngine:
             try:
                 if how is BoundMethod.ALPHA_CROWN:
                     net.compute_bounds(method="alpha-CROWN", **asked)
+                    _round_slopes(net)
                     asked["reuse_alpha"] = True
                 watch.last = None
                 lower = net.compute_bounds(method=_ASKED[how], **asked)[0].reshape(n, K)
@@ -242,21 +245,50 @@ def _slopes(net: Any, n: int, K: int) -> Slopes:
     return tuple(out) if sum(s[0].numel() for s in out) <= CARRIED else ()
 
 
-def _inner_slopes(net: Any, n: int) -> Inner:
-    """The α of intermediate bounds, ReLU by ReLU, where the library keeps one for every pair of neurons."""
-    found, relus = {}, _activations(net)
+def _pairs(net: Any) -> Iterator[tuple[int, int, Any, Any, Tensor]]:
+    """(t, s, target, source, α) of the ReLUs whose slopes the library keeps for the bounds of what enters another one."""
+    relus = _activations(net)
     for t, target in enumerate(relus):
         for s, source in enumerate(relus[:t]):
             alpha = getattr(source, "alpha", {}).get(target.inputs[0].name) if type(source).__name__ == "BoundRelu" else None
-            ends = [(v.lower.flatten(1) < 0) & (v.upper.flatten(1) > 0) for v in (target.inputs[0], source.inputs[0])]
-            wide = ends[0].shape[1] * ends[1].shape[1]
-            if alpha is None or alpha.numel() != 2 * n * wide or wide > INNER:
-                continue
-            slope = alpha.detach().reshape(2, -1, n, ends[1].shape[1]).permute(2, 0, 1, 3).clamp(0, 1)
-            usual = (source.inputs[0].upper + source.inputs[0].lower > 0).flatten(1)[:, None, None, :]
-            raised = ((slope != usual) & ends[1][:, None, None, :]).any(-1).any(1)  # the α may be why a neuron's sign is known
-            found[t, s] = torch.where((ends[0] | raised)[:, None, :, None] & ends[1][:, None, None, :], slope, torch.nan)
+            if alpha is not None:
+                yield t, s, target, source, alpha
+
+
+def _round_slopes(net: Any) -> None:
+    """The α of intermediate bounds as a certificate will write them; any are sound."""
+    with torch.no_grad():
+        for *_, alpha in _pairs(net):
+            alpha.copy_((alpha.clamp(0, 1) * STEPS).round() / STEPS)
+
+
+def _inner_slopes(net: Any, n: int) -> Inner:
+    """The α of intermediate bounds in units of 1/255, −1 where the usual slope does: where α never moved, or is beyond the window that a convolution sees."""
+    found: Inner = {}
+    for t, s, target, source, alpha in _pairs(net):
+        above, below = (v.lower.flatten(1).shape[1] for v in (target.inputs[0], source.inputs[0]))
+        own = alpha.numel() // (2 * n * below)  # one α a neuron, or, for a batch, one a channel
+        if above * below > INNER or own == 0 or alpha.numel() != 2 * n * own * below or above % own:
+            continue
+        low, high = (getattr(source.inputs[0], side).flatten(1) for side in ("lower", "upper"))
+        code = (alpha.detach().reshape(2, own, n, below).permute(2, 0, 1, 3) * STEPS).round().to(torch.int16)
+        code = code.repeat_interleave(above // own, 2)
+        open_, usual = ((low < 0) & (high > 0))[:, None, :], ((high + low > 0).to(torch.int16) * STEPS)[:, None, None, :]
+        moved = (code != usual).any(1) & open_ & _window(target.inputs[0], source)
+        whole = moved.any(2, keepdim=True) & open_
+        kept = whole if 2 * int(moved.sum()) > int(whole.sum()) else moved
+        found[t, s] = torch.where(kept[:, None], code, -1)
     return found
+
+
+def _window(node: Any, source: Any) -> Tensor:
+    """(neurons of `node`, neurons of `source`): which a neuron can see; all, where `node` is no convolution of `source`."""
+    if type(node).__name__ != "BoundConv" or node.inputs[0] is not source:
+        return torch.ones(1, 1, dtype=torch.bool, device=source.inputs[0].lower.device)
+    weight = torch.ones_like(node.inputs[1].lower)
+    every = torch.eye(prod(source.output_shape[1:]), dtype=weight.dtype, device=weight.device).reshape(-1, *source.output_shape[1:])
+    seen: Tensor = node.forward(every, weight, *[weight.new_zeros(len(weight))] * int(node.has_bias))
+    return seen.flatten(1).T != 0
 
 
 def _activations(net: Any) -> list[Any]:

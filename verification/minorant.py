@@ -18,7 +18,7 @@ class Minorant:
     What an independent derivation of the rows needs besides the weights; empty for rectifiers with fixed slopes on a region with closed forms:
     slopes: of every activation in the network's order, (n, K, neurons), the slope of the line that stands for it in the row;
     inner: {(t, s): (n, 2, neurons of t, neurons of s)}, the slopes of the lines below activation s in the lower and upper bounds of what enters activation t,
-    NaN where a neuron's sign is known.
+    in units of 1/255, −1 where the usual slope does.
     """
 
     a: Tensor

@@ -23,7 +23,7 @@ from formulations.programs import min_norm, relative_parts
 from formulations.sets.base import FEASIBILITY, ConvexSet
 from formulations.support import Region
 from verification.decision import Decision
-from verification.evidence import InnerSlopes, inner_slopes
+from verification.evidence import InnerSlopes
 from verification.lirpa import BoundEngine, BoundMethod
 from verification.model import batch_of, decide, linearise, outputs, stack
 from verification.radii import CertifiedRadii, CertifiedRadius, CertifiedRow, SearchStop
@@ -105,7 +105,7 @@ def certified_radius(
     a, b, radius = (_by_input(v, real, per_rival) for v in (search.a, search.b, search.radius[:, None].expand_as(search.b)))
     slopes = [_by_input(v, real, per_rival) for v in search.slopes]
     item = {(int(i), int(k)): j for j, (i, k) in enumerate(torch.nonzero(real).tolist())} if per_rival else {(i, 0): i for i in range(n)}
-    inner = {at: tuple(inner_slopes(t, s, v[j].cpu().numpy()) for (t, s), v in search.inner.items()) for at, j in item.items()}
+    inner = {at: search.inner.get(j, ()) for at, j in item.items()}
     rows = _solve(a, b, slopes, inner, radius, real.cpu().numpy(), chosen, norm, constraints, flat, jobs)
     name = _name(how)
     items = tuple(CertifiedRadius(tuple(r), float(v), name) for r, v in zip(rows, linear.amin(1), strict=True))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from formulations.support import Region
+from verification.evidence import InnerSlopes, inner_slopes
 from verification.lirpa import BoundEngine, BoundMethod
 from verification.radii import SearchStop
 
@@ -38,7 +39,7 @@ class RadiusSearch:
         self.radius = x.new_zeros(n)
         self.a, self.b = x.new_zeros(n, K, region.dim), x.new_full((n, K), -torch.inf)
         self.slopes: tuple[Tensor, ...] = ()  # of the lines in these rows and in the bounds under them, where the engine tells them
-        self.inner: dict[tuple[int, int], Tensor] = {}
+        self.inner: dict[int, tuple[InnerSlopes, ...]] = {}
         self.last = x.new_full((2, n), torch.nan)  # (r, w − r) of the pass before, for secants
         self.open = torch.ones(n, dtype=torch.bool, device=x.device)
         self.passes = 0
@@ -75,8 +76,8 @@ class RadiusSearch:
             self.slopes = tuple(v.new_zeros(len(self.open), *v.shape[1:]) for v in rows.slopes)
         for kept, v in zip(self.slopes, rows.slopes, strict=False):
             kept[j] = v[better]
-        for pair, v in rows.inner.items():
-            self.inner.setdefault(pair, v.new_full((len(self.open), *v.shape[1:]), torch.nan))[j] = v[better]
+        for at, k in zip(j.tolist(), torch.nonzero(better).flatten().tolist(), strict=True) if rows.inner else ():
+            self.inner[at] = tuple(inner_slopes(*pair, v[k].cpu().numpy()) for pair, v in rows.inner.items())
         self._bracket(i, r, w, covers, tolerance)
 
     def _bracket(self, i: Tensor, r: Tensor, w: Tensor, covers: Tensor, tolerance: float) -> None:

@@ -68,7 +68,9 @@ def make(plan: Plan, out: Path, tell: Callable[[str], object]) -> Iterator[tuple
             if missing:
                 tell(f"{case.name}, {Norm.of(norm).label}, {method}: {len(missing)} certificates …")
                 limit = PATIENCE if method == "branching" else None
-                explainer = LagrangeDualExplainer(case.model, norm=norm, constraints=case.constraints, method=method, time_limit=limit)
+                explainer = LagrangeDualExplainer(
+                    case.model, norm=norm, constraints=case.constraints, method=method, time_limit=limit, rederive=True
+                )
                 for part in (missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)):
                     explained = explainer.explain(case.x[part], quiet=True)
                     for i, found in zip(part, explained if isinstance(explained, list) else [explained], strict=True):

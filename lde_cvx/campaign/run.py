@@ -27,7 +27,7 @@ from lde_cvx.models import one_thread
 from lde_cvx.searching import SEARCHES
 from verification.certificate import Certificate, ContradictionError
 from verification.certificate_format import parse
-from verification.checker import check_file
+from verification.checker import check_file, check_record
 from verification.decision import Decision
 from verification.radius import certified_radius
 from verification.rechecking.network import read_model
@@ -56,7 +56,7 @@ class Summary:
     unsound: int = 0
     rounding: int = 0
     invalid: int = 0
-    level: dict[str, dict[str, int]] = field(default_factory=lambda: {"A": {}, "B": {}})
+    level: dict[str, dict[str, int]] = field(default_factory=lambda: {"A": {}, "B": {}, "settled": {}})
     laws: dict[str, list[float]] = field(default_factory=dict)
     broken: int = 0
     float32_flips: int = 0
@@ -82,13 +82,14 @@ class Summary:
         self.points += r["points"]
         self.rounding += r["rounding"]
         self.float32_flips += r["float32_flips"]
-        bad = r["unsound"] > 0 or "INVALID" in (r["A"], r["B"]) or r["law_broken"] or r["float32_excess"] > 0
+        answers = [r[level] for level in self.level]
+        bad = r["unsound"] > 0 or "INVALID" in answers or r["law_broken"] or r["float32_excess"] > 0
         self.unsound += r["unsound"] > 0
-        self.invalid += "INVALID" in (r["A"], r["B"])
+        self.invalid += "INVALID" in answers
         self.broken += bool(r["law_broken"])
         self.float32_excess += r["float32_excess"]
-        for level in ("A", "B"):
-            self.level[level][r[level]] = self.level[level].get(r[level], 0) + 1
+        for level, answer in zip(self.level, answers, strict=True):
+            self.level[level][answer] = self.level[level].get(answer, 0) + 1
         if r["law"] != "none":
             self.laws.setdefault(r["law"], []).append(r["law_ratio"])
         if bad:
@@ -151,7 +152,7 @@ def one(c: Case, seed: int, count: int, folder: Path) -> dict[str, Any]:
     """A case: certify, attack, check at levels A and B, one law, float32. The files stay only where something is wrong."""
     begun, rng = time.monotonic(), np.random.default_rng([seed, c.number, 1])
     record: dict[str, Any] = {**c.words, "refused": None, "lower": "0", "upper": "inf", "points": 0, "unsound": 0, "rounding": 0, "A": "", "B": "",
-                              "reasons": [], "law": "none", "law_broken": False, "law_ratio": 1.0, "float32_flips": 0, "float32_excess": 0}  # fmt: skip
+                              "settled": "", "reasons": [], "law": "none", "law_broken": False, "law_ratio": 1.0, "float32_flips": 0, "float32_excess": 0}  # fmt: skip
     files = [folder / f"case-{c.number}{suffix}" for suffix in (".safetensors", ".json")]
     try:
         record |= _answered(c, count, rng, files)
@@ -162,7 +163,7 @@ def one(c: Case, seed: int, count: int, folder: Path) -> dict[str, Any]:
             record |= {"unsound": 1, "reasons": [str(error)[:300]], "A": "INVALID"}
     except (InputError, RuntimeError) as error:  # an honest refusal: nothing is claimed
         record["refused"] = type(error).__name__ + ": " + str(error).splitlines()[0][:120]
-    if not (record["unsound"] or "INVALID" in (record["A"], record["B"]) or record["law_broken"] or record["float32_excess"]):
+    if not (record["unsound"] or "INVALID" in (record["A"], record["B"], record["settled"]) or record["law_broken"] or record["float32_excess"]):
         for path in files:
             path.unlink(missing_ok=True)
     return {**record, "seconds": round(time.monotonic() - begun, 2)}
@@ -174,6 +175,8 @@ def _answered(c: Case, count: int, rng: np.random.Generator, files: list[Path]) 
     model, path = save(c.net, files[0]), certificate.save(files[1])
     a, b = check_file(path), check_file(path, level="B", model=model)
     doc, network = parse(certificate.record), read_model(model).network(c.x0.shape)
+    settled = certificate if b.ok else certificate.settled(network)
+    last = b if settled is certificate else check_record(settled.record, level="B", model=model)
     ground = Ground(c.x0, c.norm, c.constraints, certificate.lower)
     found = attack(double, network, doc, ground, c.constraints, decision, count, rng, search=c.number % 10 in SEARCHED)
     law = laws.check(laws.in_turn(c.number), c, decision, certificate.lower, certificate.upper, rng)
@@ -181,7 +184,7 @@ def _answered(c: Case, count: int, rng: np.random.Generator, files: list[Path]) 
     return {
         "lower": repr(certificate.lower), "upper": repr(certificate.upper), "points": len(found.tried), "least": _finite(found.least),
         "unsound": len(found.unsound), "rounding": found.rounding, "A": a.status.name, "B": b.status.name,
-        "reasons": [r[:200] for r in (*a.reasons, *b.reasons)[:4]], "law": law.name, "law_broken": law.broken, "law_ratio": round(law.ratio, 6),
+        "settled": last.status.name, "reasons": [r[:200] for r in (*a.reasons, *b.reasons, *last.reasons)[:4]], "law": law.name, "law_broken": law.broken, "law_ratio": round(law.ratio, 6),
         "float32_flips": flips, "float32_excess": excess,
     }  # fmt: skip
 

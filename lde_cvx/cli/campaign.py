@@ -48,6 +48,7 @@ def table(s: Summary) -> Table:
     rows = [
         ("networks", str(s.cases)), ("of them", counts(s.families)), ("claims with lower > 0", str(s.certified)), ("attacked points", str(s.points)),
         ("claims refuted", str(s.unsound)), ("certificates, level A", counts(s.level["A"])), ("certificates, level B", counts(s.level["B"])),
+        ("the same, settled", counts(s.level["settled"])),
         ("honest refusals", str(sum(s.refused.values()))), ("flips that float64 alone sees", str(s.rounding)),
         ("points where float32 flips", str(s.float32_flips)), ("float32 outputs beyond their bound", str(s.float32_excess)),
         ("laws broken", str(s.broken)),

@@ -67,6 +67,7 @@ def command(
         decision=side_of(threshold),
         time_limit=time_limit,
         feature_names=names,
+        rederive=True,
     )
     batch = read_batch(explainer.model, inputs)
     if row >= len(batch):

@@ -187,14 +187,15 @@ class Bounds(Backward):
         """The certificate's slopes for the lower, then the upper bounds of the neurons `index` of value i; the lines' own where it has none."""
         out = {}
         for place, table in self._inner[i]:
-            own, known = self.lines[place].low.ravel(), np.searchsorted(table.neurons, index)
-            found = np.array(table.neurons, dtype=int)[np.minimum(known, len(table.neurons) - 1)] == index
-            slopes = np.tile(own, (2, len(index), 1))
+            slopes = np.tile(self.lines[place].low.ravel(), (2, len(index), 1))
             low, high = (v.ravel() for v in self.of(self.network.nodes[place].sources[0]))
-            open_ = np.array([j for j in range(len(table.inputs)) if low[table.inputs[j]] < 0 < high[table.inputs[j]]], dtype=int)
-            columns = np.array(table.inputs, dtype=int)[open_]
-            for side, values in enumerate((table.low, table.up)):
-                slopes[side][np.ix_(found, columns)] = np.array(values)[np.ix_(known[found], open_)]
+            is_open, rows = (low < 0) & (high > 0), {int(j): row for row, j in enumerate(index)}
+            for neuron, inputs, *sides in zip(table.neurons, table.inputs, table.low, table.up, strict=True):
+                if neuron in rows:
+                    at = np.array(inputs, dtype=int)
+                    kept = is_open[at]
+                    for side, values in enumerate(sides):
+                        slopes[side, rows[neuron], at[kept]] = np.array(values)[kept]
             out[place] = slopes.reshape(2 * len(index), -1)
         return out
 
@@ -216,6 +217,10 @@ class Bounds(Backward):
         return best
 
 
+def _ascend(places: list[int], size: int) -> bool:
+    return not places or (places == sorted(set(places)) and places[-1] < size)
+
+
 def _by_value(network: Network, inner: Sequence[Inner]) -> dict[int, list[tuple[int, Inner]]]:
     """{value: [(activation, slopes)]} for the tables that fit the network and whose neurons ascend; others are no help."""
     places, out = network.activations(), dict[int, list[tuple[int, Inner]]]()
@@ -223,8 +228,8 @@ def _by_value(network: Network, inner: Sequence[Inner]) -> dict[int, list[tuple[
         if table.of >= len(places) or not table.neurons:
             continue
         value, place = network.nodes[places[table.of]].sources[0], places[table.by]
-        sizes = (math.prod(network.shape(value)), math.prod(network.shape(place)))
-        fits = all(v == sorted(set(v)) and v[-1] < size for v, size in zip((table.neurons, table.inputs), sizes, strict=True) if v)
+        width = math.prod(network.shape(place))
+        fits = _ascend(table.neurons, math.prod(network.shape(value))) and all(_ascend(v, width) for v in table.inputs)
         if value >= 0 and place < value and fits:
             out.setdefault(value, []).append((place, table))
     return out
