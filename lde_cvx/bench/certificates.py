@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def plans(cache: Path, *, quick: bool) -> list[Plan]:
     return [
         *small,
         Plan("mnist-mlp", lambda n: mnist_mlp(n, cache), {"crown": 20, "crown-ibp": 5, "alpha-crown": 3, "branching": 3}),
+        Plan("mnist-mlp-linf", lambda n: replace(mnist_mlp(n, cache), norms=("inf",)), {"branching": 20}),  # lines over the box of changes
         Plan("mnist-conv", lambda n: mnist_conv(n, cache), {"crown": 8, "crown-ibp": 4, "alpha-crown": 2, "branching": 2}),
         Plan("verix", verix, {"crown": 20, "crown-ibp": 10, "alpha-crown": 5, "branching": 20}),
         Plan("mnist-cnn", mnist_cnn, {"crown": 3, "crown-ibp": 3}),
