@@ -90,6 +90,20 @@ def test_a_model_file_has_the_certificates_hash_and_words(name: str, folder: Pat
         assert not same_words(record.architecture, [*lines[:-1], lines[-1].replace("Linear(", "Identity(")])
 
 
+def test_words_pin_a_module_that_is_used_again(folder: Path) -> None:
+    """The same ReLU twice stands there twice, so that a file with one more of them, or one less, is another network."""
+    relu = nn.ReLU()
+    net = seeded(lambda: nn.Sequential(nn.Linear(5, 6), relu, nn.Linear(6, 6), relu, nn.Linear(6, 3)), (5,))
+    told = ModelRecord.of(net).architecture
+    lines = read_model(stored(net, folder, "reused")).lines()
+    assert lines is not None
+    assert same_words(told, lines)
+    for changed in (nn.Sequential(*net, nn.ReLU()), nn.Sequential(*net[:3], nn.Identity(), net[4])):
+        other = read_model(stored(changed, folder, "changed")).lines()
+        assert other is not None
+        assert not same_words(told, other)
+
+
 def test_a_residual_connection_is_read_from_its_file(folder: Path) -> None:
     from safetensors.numpy import save_file
 

@@ -59,16 +59,5 @@ def _tuple(v: Any) -> Any:
 
 
 def same_words(told: str, found: list[str]) -> bool:
-    """Do two descriptions name the same layers? Words that change nothing (inplace, a batch norm's bias flag) may be there or not.
-
-    A module that is used twice is described once: the lines told may lack one whose layer, under another name, came before.
-    """
-    lines = [re.sub(r"(, )?inplace=True", "", line).replace("bias=True, track", "track") for line in told.split("\n")]
-    at, seen = 0, set[str]()
-    for line in found:
-        if at < len(lines) and lines[at] == line:
-            at += 1
-        elif line.partition(": ")[2] not in seen:
-            return False
-        seen.add(line.partition(": ")[2])
-    return at == len(lines)
+    """Do two descriptions name the same layers? Words that change nothing (inplace, a batch norm's bias flag) may be there or not."""
+    return [re.sub(r"(, )?inplace=True", "", line).replace("bias=True, track", "track") for line in told.split("\n")] == found
