@@ -22,16 +22,19 @@ from torch import nn
 from formulations.norms import GroupNorm, Norm
 from formulations.sets import Box
 from lde_cvx.explainer import LagrangeDualExplainer
+from lde_cvx.model_files import checker_network
 from lde_cvx.models import mlp
 from tests.certificate_example import linear_certificate, rehashed, relu_pieces
 from tests.checker_example import stored
 from tests.judges import follows, nearest_on_a_grid, true_of
 from tests.test_certificate_trees import all_pieces, two_layers
+from verification.branching import branch
 from verification.certificate_format import Document, FormatError, Verdict, canonical, input_hash, parse
 from verification.checker import CheckStatus, bound_down, check_file, check_record, row_bounds
 
 FREE = ("seed", "versions", "notes", "provenance", "command")  # no claim rests on them
 REAL = re.compile(r"-?(0x[01]\.[0-9a-f]+p[+-]\d+|inf)")
+CODES = re.compile(r"([0-9a-f]{2})+|[-+0]+")  # slopes in 1/255, and turns
 Judge = Callable[[Document], bool]
 
 
@@ -65,7 +68,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
     out.append(
         Source("deep tree", case.certificate.record, stored(case.model, folder, "deep"), lambda doc, model=case.model: true_of(doc, model))
     )
-    deep = mlp((3, 4, 4, 3), seed=5)
+    case = two_layers("inf")  # on lines over the box of changes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(branch, "HARD", np.inf)
+        case.certify(case.branched())
+    network = checker_network(case.model, (6,))
+    assert network is not None
+    case.certificate = case.certificate.settled(network)
+    out.append(Source("box", case.certificate.record, stored(case.model, folder, "box"), lambda doc, model=case.model: true_of(doc, model)))
+    deep = mlp((3, 4, 4, 3), seed=7)
     with torch.no_grad():
         y = deep(torch.full((1, 3), 0.5, dtype=torch.float64))[0]
         deep[-1].bias += 0.9 * (y.max() - y)
@@ -90,7 +101,7 @@ def numbers(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     elif isinstance(node, list):
         for i, v in enumerate(node):
             yield from numbers(v, (*path, i))
-    elif type(node) is int or (isinstance(node, str) and REAL.fullmatch(node)):
+    elif type(node) is int or (isinstance(node, str) and (REAL.fullmatch(node) or ("relaxation" in path and CODES.fullmatch(node)))):
         yield path
 
 
@@ -101,6 +112,9 @@ def field_of(path: tuple[Any, ...]) -> str:
 def other(value: Any, rng: np.random.Generator) -> Any:
     if type(value) is int:
         return int(rng.choice([value + 1, value - 1, -value, 0, 1, 2 * value + 1, 2**52]))
+    if not REAL.fullmatch(value):
+        at, signs = int(rng.integers(len(value))), "+-0" if set(value) <= set("+-0") else "0f7"
+        return value[:at] + str(rng.choice([c for c in signs if c != value[at]])) + value[at + 1 :]
     v = float.fromhex(value)
     ways = [v * f for f in (0.0, -0.0, 0.5, 0.99, 1.01, 1.5, 2.0, -1.0, 1e6)] + [v + s for s in (1e-3, -1e-3, 0.1, -0.1)]
     ways += [math.nextafter(v, math.inf), math.nextafter(v, -math.inf), math.inf, -math.inf, 5e-324, 1e308]
