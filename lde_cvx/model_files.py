@@ -156,7 +156,10 @@ def describe(model: nn.Module, depth: int = 0) -> dict[str, Any]:
 def checker_network(model: nn.Module, shape: tuple[int, ...]) -> Network | None:
     """The model for inputs of this shape as level B of the checker would read it from its file; None where it has none, or has a layer that is not covered."""
     try:
-        tensors = {name: v.detach().cpu().double().numpy() if v.is_floating_point() else v.detach().cpu().numpy() for name, v in model.state_dict().items()}
+        tensors = {
+            name: v.detach().cpu().double().numpy() if v.is_floating_point() else v.detach().cpu().numpy()
+            for name, v in model.state_dict().items()
+        }
         return ModelFile(describe(model), tensors).network(shape)
     except (InputError, LayerError):
         return None

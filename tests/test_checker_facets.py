@@ -32,6 +32,10 @@ NETWORKS = {
 }  # fmt: skip
 
 
+def three_layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4))
+
+
 def exact(v: Any) -> list[Fraction]:
     return [Fraction(float(x)) for x in np.ravel(v)]
 
@@ -96,7 +100,7 @@ def test_every_flip_obeys_what_rows_on_lines_over_the_box_say(seed: int, tmp_pat
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_with_any_aim_lie_below_the_network(seed: int, tmp_path: Path) -> None:
     """A·v ≥ a·x + c − error over the region for any A, share and turn; with a share they are often better than with chords."""
-    net = seeded(lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 4)), (6,), seed).requires_grad_(False)
+    net = seeded(three_layers, (6,), seed).requires_grad_(False)
     network = read_model(stored(net, tmp_path, "rows")).network((6,))
     rng = np.random.default_rng(seed)
     x0, radius = rng.normal(size=6) * 0.3, float(rng.uniform(0.2, 1.0))
@@ -104,14 +108,14 @@ def test_rows_with_any_aim_lie_below_the_network(seed: int, tmp_path: Path) -> N
     bounds = _bounds(doc, network, cell, {}, ())
     assert not isinstance(bounds, str)
     x = x0 + np.concatenate([in_ball("inf", 6, radius, 4000, seed), np.sign(in_ball("inf", 6, radius, 500, seed + 1)) * radius])
-    layers, A = values(net, x), rng.normal(size=(20, 4))
+    found, A = values(net, x), rng.normal(size=(20, 4))
     for kappa in (0.0, 0.7, 1.0):
         aim = Aim(np.full(20, kappa), rng.choice([-1.0, 0.0, 1.0], (20, 6)))
         for start in (4, 2):
             rows = A if start == 4 else rng.normal(size=(20, 7))
             a, c, error = bounds.back(start, rows, aim=aim)
             below = x @ a.T + c - error
-            assert (below <= layers[start] @ rows.T + 1e-12 * (1 + np.abs(below))).all()
+            assert (below <= found[start] @ rows.T + 1e-12 * (1 + np.abs(below))).all()
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,9 @@ class Source:
 
 
 def explained(name: str, net: nn.Module, x0: np.ndarray, norm: Any, method: str, folder: Path, judge: Judge) -> Source:
-    found = LagrangeDualExplainer(net, norm=norm, constraints=Box(0, 1), method=method, time_limit=2.0).explain(x0, quiet=True)
+    found = LagrangeDualExplainer(
+        net, norm=norm, constraints=Box(0, 1), method=method, time_limit=2.0 if method == "branching" else None
+    ).explain(x0, quiet=True)
     return Source(name, found.certificate.record, stored(net, folder, name), judge)
 
 

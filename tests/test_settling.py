@@ -24,7 +24,8 @@ def explained(name: str, method: str = "crown", norm: Any = 2, **more: Any) -> t
     build, shape = COVERED[name]
     net = seeded(build, shape).requires_grad_(False)
     x = torch.tensor(np.random.default_rng(0).normal(size=shape) * 0.3)
-    return net, x, LagrangeDualExplainer(net, norm=norm, constraints=Box(-0.6, 0.6, on="change"), method=method, **more).explain(x).certificate
+    explainer = LagrangeDualExplainer(net, norm=norm, constraints=Box(-0.6, 0.6, on="change"), method=method, **more)
+    return net, x, explainer.explain(x).certificate
 
 
 @pytest.mark.parametrize("name", ["mlp", "leaky", "tanh", "conv", "normalized"])
@@ -84,7 +85,9 @@ def test_networks_that_cancel_beyond_float64_publish_what_holds_of_real_numbers(
 def test_models_without_a_file_form_are_left_alone() -> None:
     class Own(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.linear(x, torch.tensor([[1.0, 1, 1], [-1, -1, 0]], dtype=x.dtype), torch.tensor([0.0, 1.0], dtype=x.dtype))
+            return torch.nn.functional.linear(
+                x, torch.tensor([[1.0, 1, 1], [-1, -1, 0]], dtype=x.dtype), torch.tensor([0.0, 1.0], dtype=x.dtype)
+            )
 
     assert checker_network(Own(), (3,)) is None
     assert LagrangeDualExplainer(Own(), rederive=True).explain(torch.zeros(3, dtype=torch.float64)).lower > 0

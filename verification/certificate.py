@@ -88,7 +88,8 @@ class ModelRecord:
 
         if not isinstance(model, torch.nn.Module):
             raise InputError(f"model is a {type(model).__name__}; a certificate needs a torch.nn.Module, whose weights can be hashed.")
-        layers = [f"{name or 'model'}: {_layer(m)}" for name, m in model.named_modules(remove_duplicate=False)]  # a module used twice, twice
+        every = model.named_modules(remove_duplicate=False)  # a module that is used twice is told twice
+        layers = [f"{name or 'model'}: {_layer(m)}" for name, m in every]
         architecture = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(layers))  # functions print their address
         arrays = {k: (v.double() if v.is_floating_point() else v).detach().cpu().numpy() for k, v in model.state_dict().items()}
         return ModelRecord(weights_hash(architecture, arrays), architecture)

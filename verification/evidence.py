@@ -45,13 +45,19 @@ class InnerSlopes:
         shared = all(np.array_equal(v, self.inputs[0]) for v in self.inputs)
         inputs = [v.tolist() for v in (self.inputs[:1] if shared else self.inputs)]
         tables = {side: [v.tobytes().hex() for v in table] for side, table in (("low", self.low), ("up", self.up))}
-        return {"of": self.of, "by": self.by, "neurons": self.neurons.tolist(), "inputs": inputs[0] if shared and inputs else inputs, **tables}
+        return {
+            "of": self.of,
+            "by": self.by,
+            "neurons": self.neurons.tolist(),
+            "inputs": inputs[0] if shared and inputs else inputs,
+            **tables,
+        }
 
 
 def inner_slopes(of: int, by: int, slopes: ArrayLike) -> InnerSlopes:
     """From (2, neurons, inputs) in units of 1/255, −1 where nothing is proposed."""
     codes = np.asarray(slopes)
-    known: NDArray[np.bool_] = (codes >= 0).all(0)
+    known = np.asarray((codes >= 0).all(0))
     neurons = np.flatnonzero(known.any(1))
     inputs = [np.flatnonzero(known[j]) for j in neurons]
     low, up = ([side[j, at].astype(np.uint8) for j, at in zip(neurons, inputs, strict=True)] for side in codes)
@@ -142,7 +148,8 @@ def cell_record(cell: CellEvidence, parts: Sequence[Part], norm: Norm | float | 
             record["relaxation"]["splits"] = [hexes(np.maximum(v, 0.0)) for v in cell.splits]
         if len(cell.facets):
             record["relaxation"]["facets"] = [
-                {"share": float(np.clip(share, 0, 1)).hex(), "turn": "".join("0+-"[int(e)] for e in np.sign(turn))} for share, turn in cell.facets
+                {"share": float(np.clip(share, 0, 1)).hex(), "turn": "".join("0+-"[int(e)] for e in np.sign(turn))}
+                for share, turn in cell.facets
             ]
     return record
 

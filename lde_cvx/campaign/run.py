@@ -163,7 +163,9 @@ def one(c: Case, seed: int, count: int, folder: Path) -> dict[str, Any]:
             record |= {"unsound": 1, "reasons": [str(error)[:300]], "A": "INVALID"}
     except (InputError, RuntimeError) as error:  # an honest refusal: nothing is claimed
         record["refused"] = type(error).__name__ + ": " + str(error).splitlines()[0][:120]
-    if not (record["unsound"] or "INVALID" in (record["A"], record["B"], record["settled"]) or record["law_broken"] or record["float32_excess"]):
+    if not (
+        record["unsound"] or "INVALID" in (record["A"], record["B"], record["settled"]) or record["law_broken"] or record["float32_excess"]
+    ):
         for path in files:
             path.unlink(missing_ok=True)
     return {**record, "seconds": round(time.monotonic() - begun, 2)}
@@ -184,7 +186,8 @@ def _answered(c: Case, count: int, rng: np.random.Generator, files: list[Path]) 
     return {
         "lower": repr(certificate.lower), "upper": repr(certificate.upper), "points": len(found.tried), "least": _finite(found.least),
         "unsound": len(found.unsound), "rounding": found.rounding, "A": a.status.name, "B": b.status.name,
-        "settled": last.status.name, "reasons": [r[:200] for r in (*a.reasons, *b.reasons, *last.reasons)[:4]], "law": law.name, "law_broken": law.broken, "law_ratio": round(law.ratio, 6),
+        "settled": last.status.name, "reasons": [r[:200] for r in (*a.reasons, *b.reasons, *last.reasons)[:4]],
+        "law": law.name, "law_broken": law.broken, "law_ratio": round(law.ratio, 6),
         "float32_flips": flips, "float32_excess": excess,
     }  # fmt: skip
 

@@ -5,7 +5,8 @@ A row over the network's values has, for every change δ of the cell, the affine
     A·v + γ m + Σ_s β_s (−side_s (z_s − cut_s))  ≥  a·δ + c,        any γ ≥ 0, β ≥ 0, and slopes of the lines below rectifiers between the two sides'
 
 where m is the margin row and s are the cell's neuron splits. Its least value over the region, c − max −a·δ, is raised along (γ, slopes, β) and the share κ of
-the lines over a box (facets.py), where these are used, by a few steps of Adam (Kingma & Ba 2015). The derivative follows from the maximiser, pushed forward through the lines (envelope theorem); the best point met is the answer.
+the lines over a box (facets.py), where these are used, by a few steps of Adam (Kingma & Ba 2015). The derivative follows from the maximiser, pushed forward
+through the lines (envelope theorem); the best point met is the answer.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Climb:
         R, push, extra = len(point.gamma), None, np.zeros(len(point.gamma))
         best, kept = np.full(R, -np.inf), point
         sight = self._sight(point)
-        first = {"g": np.zeros(R), "k": np.zeros(R), "b": np.zeros_like(point.beta), **{str(i): np.zeros_like(v) for i, v in point.low.items()}}
+        first = {"g": np.zeros(R), "k": np.zeros(R), "b": np.zeros_like(point.beta)}
+        first |= {str(i): np.zeros_like(v) for i, v in point.low.items()}
         second = {k: np.zeros_like(v) for k, v in first.items()}
         for step in range(max(steps, 1)):
             a, c, heads, chosen = self._back(point, own, sight)

@@ -178,7 +178,8 @@ class Backward:
             product = np.where(A == 0, 0.0, A * t)
             row, const, missed = facets.across(np.where(up, A * tau, 0.0), aim.turn)
         moved = A * s
-        missed = missed + gamma(A.shape[1] + 2) * _sum(np.abs(product)) + U * (np.abs(moved) @ self.size(value).ravel()) + 2 * U * np.abs(const)
+        missed = missed + gamma(A.shape[1] + 2) * _sum(np.abs(product)) + 2 * U * np.abs(const) + U * np.abs(_sum(product))
+        missed = missed + U * (np.abs(moved) @ self.size(value).ravel())
         return moved.reshape(-1, *self.network.shape(value)), _sum(product) + const, missed, row.reshape(-1, *shape)
 
     def _pool(self, layer: MaxPool, source: int, A: Array, place: Place) -> tuple[Array, Place, Array, Array]:

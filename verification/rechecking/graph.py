@@ -46,7 +46,8 @@ class Network:
     def boxed_rectifiers(self) -> int | None:
         """The first ReLU whose input is a linear layer of the network's input, scaled and reshaped at most: there facets.py has lines to offer."""
         first = next((i for i, node in enumerate(self.nodes) if not isinstance(node.layer, Affine)), None)
-        if first is None or not isinstance(self.nodes[first].layer, Rectifier) or getattr(self.nodes[first].layer, "negative", 1.0):
+        layer = None if first is None else self.nodes[first].layer
+        if first is None or not isinstance(layer, Rectifier) or layer.negative:
             return None
         value = self.nodes[first].sources[0]
         if value < 0 or not isinstance(self.nodes[value].layer, Dense | Conv):
