@@ -23,7 +23,8 @@ is rounded on the way ("inf" where a field allows it; never NaN). `certificate_s
                             rectifiers (verification/rechecking/facets.py), share κ in [0, 1] and turn e, one of "+", "0", "-" per input. inner: slopes of
                             the lines below activation "by" in the lower (low) and upper (up) bounds of what enters activation "of": per one of its
                             "neurons" the "inputs" (one list where all have the same) and a string of two hexadecimal digits each, in
-                            units of 1/255; elsewhere the checker chooses. One cell's serve all cells of its radius and path. For the re-derivation of the rows from the weights; no claim rests on them
+                            units of 1/255; elsewhere the checker chooses. One cell's serve all cells of its radius and path. For the
+                            re-derivation of the rows from the weights; no claim rests on them
     lower, upper, verdict   the claim
     witness                 null, or the flipping input, the outputs there, and the rival that wins
     tolerances              feasibility of the witness (≤ 1e-9), relative reproducibility of the outputs

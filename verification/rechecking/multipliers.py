@@ -197,8 +197,13 @@ def length_multiplier(size: Rough, cap: Rough, radius: float, tolerance: float =
 
 def peak(region: Region, A: Rough) -> tuple[Rough, Rough]:
     """Roughly (max A·δ, a maximiser) over ball ∩ box, for rows A (R, d)."""
+    if region.norm.p == "inf" or not math.isfinite(region.radius):
+        mid, half = (region.hi + region.lo) / 2, (region.hi - region.lo) / 2
+        v = np.copysign(half, A)
+        v += mid
+        return A @ mid + np.abs(A) @ half, v
     v = np.where(A > 0, region.hi, np.where(A < 0, region.lo, 0.0))
-    if math.isfinite(region.radius) and region.norm.p in ("1", "2"):
+    if region.norm.p in ("1", "2"):
         size, cap = np.abs(A) / region.scale, np.clip(np.where(A > 0, region.hi, -region.lo) * region.scale, 0, region.radius)
         if region.norm.p == "2":
             mu = length_multiplier(size, cap, region.radius, 1e-9)[:, None]
