@@ -178,7 +178,7 @@ class Corpus:
         (folder / "schema.toml").write_text(SCHEMA)
         (folder / "audit.toml").write_text(load_config(embedded()[0])[1])
         (folder / "x.csv").write_text("a,b\n1,2\n3,4\n")
-        head = {"format": "lde-campaign/1", "seed": 0, "points": 20, "version": "1"}
+        head = {"format": "lde-campaign/2", "seed": 0, "points": 20, "version": "1"}
         (folder / "campaign.jsonl").write_text(json.dumps(head) + "\n" + json.dumps({"case": 0}) + "\n")
         import torch
 

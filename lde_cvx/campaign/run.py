@@ -33,7 +33,7 @@ from verification.radius import certified_radius
 from verification.rechecking.network import read_model
 
 RESULTS = "campaign.jsonl"
-FORMAT = "lde-campaign/1"
+FORMAT = "lde-campaign/2"
 MAX_LINE = 1 << 20
 BUDGET = 1.0  # seconds of a witness search, and of one certified radius
 PASSES = 5  # of a certified radius without a witness
