@@ -91,3 +91,11 @@ def test_models_without_a_file_form_are_left_alone() -> None:
 
     assert checker_network(Own(), (3,)) is None
     assert LagrangeDualExplainer(Own(), rederive=True).explain(torch.zeros(3, dtype=torch.float64)).lower > 0
+
+
+def test_a_second_order_explanation_has_the_first_orders_certificate(tmp_path: Path) -> None:
+    net, _, plain = explained("tanh")
+    save_model(net, tmp_path / "m.safetensors")
+    quadratic = explained("tanh", order=2)[2]
+    assert quadratic.record["rivals"] == plain.record["rivals"]
+    assert check_record(quadratic.record, level="B", model=tmp_path / "m.safetensors").status is VALID
