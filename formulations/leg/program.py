@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +28,17 @@ from formulations.leg.grid import Grid, Perturbation
 from formulations.leg.network import Circulation, solve_circulation
 from formulations.norms import Array
 
-SOLVERS = ("flow", "highs", "clarabel")
+if TYPE_CHECKING:
+    from formulations.leg.pivots import NetworkSimplex
+
+SOLVERS = ("flow", "cuts", "pivots", "highs", "clarabel")
+_NETWORK = ("cuts", "pivots")
+_LARGE = 5000  # pixels from which one solve by pivots gains more than the half second that loading the compiled loops takes
+_PART = 128  # terms that are added in floating point before the exact sum
+_CLOSED, _TIGHT = (
+    1e-9,
+    1e-12,
+)  # relative gap, and violation as a share of the largest bound, above which pivots are not believed to have ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +47,8 @@ class LegSolution:
 
     map         g (h, w), feasible up to `violation`
     objective   ‖Dg‖₁: an upper bound of the optimum
-    lower       dual value of `multipliers`: a lower bound of the optimum (of an integral circulation with solver "flow", so exactly feasible)
+    lower       dual value of `multipliers`: a lower bound of the optimum (of an integral circulation with "cuts" and "pivots", so exactly feasible)
+    solver      what solved it: "cuts", "pivots", "highs" or "clarabel"
     multipliers y (m,) of |A g − b| ≤ L: the optimum at any other level L' is at least lower − ‖y‖₁(L' − L)
     level       L;  maximal_level: the least L at which the map is constant
     violation   max over edges of the distance of t = Dg from [lo, hi] (edge scheme), or of |A g − b| from L
@@ -129,42 +142,75 @@ class LegProgram:
     def solve(self, level: float, *, solver: str | None = None, time_limit: float | None = None) -> LegSolution:
         """The program at L = `level`.
 
-        solver: "flow" (edge scheme: min cuts, exact), "highs" or "clarabel" (the sparse linear program); None picks "flow" where it applies, else "highs".
-        Raises InputError on a negative level, and on "flow" with another scheme.
+        solver: of the edge scheme, exact, "cuts" (min cuts on the faces) or "pivots" (network simplex on the pixels, needs numba), and "flow" for the
+        likelier of them to be fast; of every scheme "highs" or "clarabel" (the sparse linear program). None picks "flow" where it applies, else "highs".
+        Raises InputError on a negative level, on a network solver with another scheme, and on "pivots" without numba.
         """
-        level, chosen = _level(level), self._solver(solver)
-        begun = time.perf_counter()
+        level, chosen = _level(level), self._solver(solver, fast=self.grid.pixels >= _LARGE)
         if level >= self.maximal_level:
-            return self._constant(level, chosen, begun)
-        if chosen == "flow":
-            return self._from_circulation(solve_circulation(self.grid.shape, *self.bounds(level), time_limit=time_limit), level, begun)
+            return self._constant(level, chosen, time.perf_counter())
+        tree = self._tree(chosen)
+        begun = time.perf_counter()
+        if chosen in _NETWORK:
+            return self._by_network(level, tree, None, time_limit, begun)[0]
         from formulations.leg.linear import solve_linear
 
         return self._certified(*solve_linear(self, level, chosen, time_limit), level, chosen, begun)
 
-    def solve_path(self, levels: Sequence[float] | Array, *, time_limit: float | None = None) -> tuple[LegSolution, ...]:
-        """Solutions at every level, in the order given; each starts from its neighbour's flow (edge scheme), from the largest level down."""
+    def solve_path(
+        self, levels: Sequence[float] | Array, *, solver: str | None = None, time_limit: float | None = None
+    ) -> tuple[LegSolution, ...]:
+        """Solutions at every level, in the order given. Of the edge scheme each starts from its neighbour, from the largest level down: "pivots" (where numba
+        is) go on from the last tree, so that a whole path costs a few single solves; "cuts" start from the last heights. The time limit is for
+        one level. Raises as `solve`.
+        """
         wanted = np.array([_level(v) for v in levels])
-        order = np.argsort(-wanted, kind="stable")
+        chosen = self._solver(solver, fast=True)
+        tree, state = self._tree(chosen), None
         found: dict[int, LegSolution] = {}
-        state: Circulation | None = None
-        for k in order:
-            if self._solver(None) != "flow" or wanted[k] >= self.maximal_level:
-                found[int(k)] = self.solve(float(wanted[k]), time_limit=time_limit)
-                continue
-            begun = time.perf_counter()
-            state = solve_circulation(self.grid.shape, *self.bounds(float(wanted[k])), start=state, time_limit=time_limit)
-            found[int(k)] = self._from_circulation(state, float(wanted[k]), begun)
+        for k in np.argsort(-wanted, kind="stable"):
+            level = float(wanted[k])
+            if chosen in _NETWORK and level < self.maximal_level:
+                found[int(k)], state = self._by_network(level, tree, state, time_limit, time.perf_counter())
+            else:
+                found[int(k)] = self.solve(level, solver=chosen, time_limit=time_limit)
         return tuple(found[k] for k in range(len(wanted)))
 
-    def _solver(self, solver: str | None) -> str:
-        if solver is None:
-            return "flow" if self.perturbation.scheme == "edge" else "highs"
-        if solver not in SOLVERS:
+    def _by_network(
+        self, level: float, tree: NetworkSimplex | None, state: Circulation | None, time_limit: float | None, begun: float
+    ) -> tuple[LegSolution, Circulation]:
+        """By pivots where there is a tree and they close the gap, else by cuts."""
+        lo, hi = self.bounds(level)
+        found = None if tree is None else tree.solve(lo, hi, time_limit)
+        if found is not None:
+            solution = self._from_circulation(found, lo, hi, level, "pivots", begun)
+            if solution.relative_gap <= _CLOSED and solution.violation <= _TIGHT * float(np.maximum(np.abs(lo), np.abs(hi)).max()):
+                return solution, found
+        left = None if time_limit is None else time_limit - (time.perf_counter() - begun)
+        found = solve_circulation(self.grid.shape, lo, hi, start=state, time_limit=left)
+        return self._from_circulation(found, lo, hi, level, "cuts", begun), found
+
+    def _tree(self, solver: str) -> NetworkSimplex | None:
+        """The tree at z = 0, with its loops loaded; None for other solvers and where a grid has no faces."""
+        if solver != "pivots" or min(self.grid.shape) < 2:
+            return None
+        from formulations.leg.pivots import NetworkSimplex
+
+        return NetworkSimplex(*self.grid.shape)
+
+    def _solver(self, solver: str | None, *, fast: bool) -> str:
+        """What is meant by `solver`; `fast`: the compiled loops are worth loading."""
+        if solver is not None and solver not in SOLVERS:
             raise InputError(f"solver={solver!r} is not known; use one of {', '.join(SOLVERS)}.")
-        if solver == "flow" and self.perturbation.scheme != "edge":
-            raise InputError(f"solver='flow' needs the edge scheme, not {self.perturbation.scheme!r}; leave solver out.")
-        return solver
+        if solver in ("flow", *_NETWORK) and self.perturbation.scheme != "edge":
+            raise InputError(f"solver={solver!r} needs the edge scheme, not {self.perturbation.scheme!r}; leave solver out.")
+        if solver == "pivots" and not available():
+            raise InputError("solver='pivots' needs numba; install the extra 'fast', or leave solver out.")
+        if solver not in (None, "flow"):
+            return str(solver)
+        if self.perturbation.scheme != "edge":
+            return "highs"
+        return "pivots" if fast and available() else "cuts"
 
     def _centred(self, g: Array) -> Array:
         """g (p,) moved to the mean of the empirical LEG; of the padded scheme, where the mean is determined, g itself."""
@@ -179,25 +225,15 @@ class LegProgram:
             self._centred(g), 0.0, 0.0, np.zeros(self.grid.edges), level, self.maximal_level, 0.0, solver, time.perf_counter() - begun
         )
 
-    def _from_circulation(self, c: Circulation, level: float, begun: float) -> LegSolution:
-        lo, hi = self.bounds(level)
+    def _from_circulation(self, c: Circulation, lo: Array, hi: Array, level: float, solver: str, begun: float) -> LegSolution:
         g = self._centred(c.potentials)
         t = self.grid.D @ g.ravel()
         violation = float(np.maximum(np.maximum(lo - t, t - hi), 0.0).max())
         lower = circulation_value(c.flow, lo, hi)
         z = c.flow.astype(float)
         u = np.where(lo > 0, 1.0, np.where(hi < 0, -1.0, np.clip(z, -1.0, 1.0)))  # the best split z = u − σ²y
-        return LegSolution(
-            g,
-            c.objective,
-            lower,
-            (u - z) / self.perturbation.variance,
-            level,
-            self.maximal_level,
-            violation,
-            "flow",
-            time.perf_counter() - begun,
-        )
+        y = (u - z) / self.perturbation.variance
+        return LegSolution(g, c.objective, lower, y, level, self.maximal_level, violation, solver, time.perf_counter() - begun)
 
     def _certified(self, g: Array, u: Array, y: Array, level: float, solver: str, begun: float) -> LegSolution:
         """Both values from a solver's (g, u, y), made feasible by us: g is drawn towards the empirical LEG, (u, y) repaired and scaled into |u| ≤ 1."""
@@ -215,13 +251,21 @@ class LegProgram:
         )  # fmt: skip
 
 
+def available() -> bool:
+    """Whether numba, which compiles the pivots, can be imported."""
+    return find_spec("numba") is not None
+
+
 def circulation_value(z: NDArray[np.int64], lo: Array, hi: Array) -> float:
     """−Σ φ_e*(z_e) of an integral circulation, rounded down: a lower bound of min Σ|t_e| over differences t = Dg with lo ≤ t ≤ hi."""
-    flow, near = z.astype(float), np.clip(0.0, lo, hi)
+    if not len(z):
+        return 0.0
+    flow, near = z.astype(float), np.minimum(np.maximum(lo, 0.0), hi)
     terms = np.minimum(np.minimum(np.abs(lo) - flow * lo, np.abs(hi) - flow * hi), np.abs(near) - flow * near)
-    # |t| − z t is one product and one difference: each term is within 2ε(|z| + 1)max(|lo|, |hi|) of its value; fsum adds without error
-    slack = 4 * np.finfo(float).eps * float(((np.abs(flow) + 1) * np.maximum(np.abs(lo), np.abs(hi))).sum()) if len(z) else 0.0
-    value = math.fsum(terms)
+    # |t| − z t is one product and one difference: each term is within 2ε(|z| + 1)max(|lo|, |hi|) of its value. A sum of k numbers in any order is
+    # within (k − 1)ε/2 of theirs times Σ|terms|, here k = 128; fsum adds the parts without error
+    value = math.fsum(np.add.reduceat(terms, np.arange(0, len(terms), _PART)))
+    slack = float(4 * ((np.abs(flow) + 1) * np.maximum(np.abs(lo), np.abs(hi))).sum() + _PART * np.abs(terms).sum()) * np.finfo(float).eps
     return value - slack if value > slack else min(value, 0.0)
 
 
