@@ -192,7 +192,7 @@ class LEGTV(LEG):
 
     level    L itself, or "theorem" for the level of Theorem 1 at confidence 1 − epsilon (conservative); None: share · L_max of each channel
     share    K_L in [0, 1]; at 1 the map is constant
-    solver   None, "flow", "highs" or "clarabel" (see `LegProgram.solve`); further arguments as in `LEG`
+    solver   None, "flow", "cuts", "pivots", "highs" or "clarabel" (see `LegProgram.solve`); further arguments as in `LEG`
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class LEGTV(LEG):
         level: float | Literal["theorem"] | None = None,
         share: float = 0.1,
         epsilon: float = 0.05,
-        solver: Literal["flow", "highs", "clarabel"] | None = None,
+        solver: Literal["flow", "cuts", "pivots", "highs", "clarabel"] | None = None,
         time_limit: float | None = None,
         **settings: Any,
     ) -> None:
@@ -232,7 +232,7 @@ class LEGTV(LEG):
         moments = x0 if isinstance(x0, Moments) else self.moments(x0)
         wanted = np.geomspace(1.0, 0.02, 50) if shares is None else np.asarray(shares, dtype=float)
         begun = time.perf_counter()
-        columns = [p.solve_path(wanted * p.maximal_level, time_limit=self.time_limit) for p in moments.programs()]
+        columns = [p.solve_path(wanted * p.maximal_level, solver=self.solver, time_limit=self.time_limit) for p in moments.programs()]
         seconds = (time.perf_counter() - begun) / max(1, len(wanted))
         return tuple(_record(moments, list(row), seconds) for row in zip(*columns, strict=True))
 

@@ -43,7 +43,8 @@ def check_tree(tree: NetworkSimplex) -> None:
     assert edges[:, ON].sum() == p - 1
     assert np.isin(edges[edges[:, ON] == 0, FLOW], (-1, 0, 1)).all()
     low, high = np.array([-(2**30), -1, 0, 1]), np.array([-1, 0, 1, 2**30])
-    for x in range(1, p):
+    assert pixels[tree.root, DEPTH] == 0
+    for x in set(range(p)) - {tree.root}:
         parent, e = pixels[x, PARENT], pixels[x, EDGE]
         z, piece = edges[e, FLOW], edges[e, PIECE]
         assert edges[e, ON] == 1
@@ -55,7 +56,7 @@ def check_tree(tree: NetworkSimplex) -> None:
         up, down = (rise, fall) if upwards else (fall, rise)
         assert min(up, 2**19) == min(pixels[x, UP], 2**19) > 0
         assert min(down, 2**19) == min(pixels[x, DOWN], 2**19)
-    seen, stack = 0, [0]
+    seen, stack = 0, [tree.root]
     while stack:
         x = stack.pop()
         seen += 1

@@ -30,7 +30,7 @@ Table = NDArray[np.int32]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # Columns of `pixels` (p, 13): the pixel above and the edge to it, edges to the root, first child, next and previous sibling (−1: none), how much more can
-# flow to the parent and from it, 1 if its edges are to be looked at again, and the edges at it (−1: none). The root is pixel 0.
+# flow to the parent and from it, 1 if its edges are to be looked at again, and the edges at it (−1: none).
 PARENT, EDGE, DEPTH, CHILD, AFTER, BEFORE, UP, DOWN, STALE, AROUND = range(10)
 # Columns of `edges` (m, 6): both ends in the order of D; z; the piece of a tree edge; 1 for tree edges; 1 for edges in the queue
 TAIL, HEAD, FLOW, PIECE, ON, QUEUED = range(6)
@@ -101,31 +101,37 @@ def _cut(x: int, pixels: Table) -> None:
 
 
 @compiled
-def _plant(w: int, pixels: Table, edges: Table) -> None:
-    """z = 0 on the tree of the first row and all vertical edges. They point away from the root, so in piece 1 there is room for a flow towards it."""
-    p, first_row = len(pixels), len(pixels) - w
+def _plant(root: int, w: int, pixels: Table, edges: Table) -> None:
+    """z = 0 on the tree of the root's row and all vertical edges, in pieces where a flow towards the root has room."""
+    row, column, verticals = root // w, root % w, len(pixels) - w
     pixels[:, PARENT:AROUND] = -1
     edges[:, FLOW], edges[:, PIECE], edges[:, ON] = 0, 1, 0
-    pixels[0, DEPTH] = 0
-    for x in range(1, p):
-        parent, edge = (x - w, x - w) if x >= w else (x - 1, first_row + x - 1)
+    for x in range(len(pixels)):
+        i, j = x // w, x % w
+        pixels[x, DEPTH], pixels[x, UP], pixels[x, DOWN] = abs(i - row) + abs(j - column), 1, 0
+        if x == root:
+            continue
+        if i != row:
+            parent, edge = (x - w, x - w) if i > row else (x + w, x)
+        else:
+            edge = verticals + row * (w - 1) + j
+            parent, edge = (x - 1, edge - 1) if j > column else (x + 1, edge)
         _hang(x, parent, edge, pixels)
-        edges[edge, ON] = 1
-        pixels[x, DEPTH], pixels[x, UP], pixels[x, DOWN] = pixels[parent, DEPTH] + 1, 1, 0
+        edges[edge, ON], edges[edge, PIECE] = 1, 1 if edges[edge, HEAD] == x else 2
 
 
 @compiled
-def _potentials(pixels: Table, edges: Table, g: Array, lo: Array, hi: Array) -> None:
+def _potentials(root: int, pixels: Table, edges: Table, g: Array, lo: Array, hi: Array) -> None:
     """g from the slopes of the tree edges, 0 at the root: equal along edges of slope 0, so a plateau is flat to the bit."""
-    x = 0
-    g[0] = 0.0
+    x = root
+    g[root] = 0.0
     while True:
         if pixels[x, CHILD] >= 0:
             x = pixels[x, CHILD]
         else:
-            while x != 0 and pixels[x, AFTER] < 0:
+            while x != root and pixels[x, AFTER] < 0:
                 x = pixels[x, PARENT]
-            if x == 0:
+            if x == root:
                 return
             x = pixels[x, AFTER]
         e = pixels[x, EDGE]
@@ -254,10 +260,14 @@ def _improve(
     pixels: Table, edges: Table, g: Array, moved: Table, queue: Table, lo: Array, hi: Array, tolerance: float, block: int, pivots: int
 ) -> bool:
     """At most `pivots` pivots from potentials that fit the tree; whether no edge can enter any more."""
-    count, size, place = len(g), 0, 0
-    for x in range(count):
-        moved[x], pixels[x, STALE] = x, 1
-    edges[:, QUEUED] = 0
+    count, size, place = 0, 0, 0
+    pixels[:, STALE] = 0
+    for e in range(len(edges)):
+        enters = not edges[e, ON] and abs(_urge(g[edges[e, HEAD]] - g[edges[e, TAIL]], edges[e, FLOW], lo[e], hi[e])) > tolerance
+        edges[e, QUEUED] = enters
+        if enters:
+            queue[size] = e
+            size += 1
     while True:
         entering, most, looked = -1, 0.0, 0
         while size > 0 and (looked < block or entering < 0):
@@ -299,7 +309,8 @@ class NetworkSimplex:
         self.pixels[:, AROUND:] = around.reshape(-1, 4)
         self.potentials = np.zeros(h * w)
         self._moved, self._queue = np.zeros(h * w, dtype=np.int32), np.zeros(len(self.edges), dtype=np.int32)
-        _plant(w, self.pixels, self.edges)
+        self.root = (h // 2) * w + w // 2
+        _plant(self.root, w, self.pixels, self.edges)
 
     def solve(self, lo: Array, hi: Array, time_limit: float | None = None) -> Circulation | None:
         """Optimal g and heights for lo ≤ hi; None where the time or the patience (a hundred pivots an edge) is over, and the tree can go on from there."""
@@ -309,9 +320,9 @@ class NetworkSimplex:
         for _ in range(1 + 100 * len(lo) // _CHUNK):
             if time.monotonic() > deadline:
                 return None
-            _potentials(*tree, lo, hi)
+            _potentials(self.root, *tree, lo, hi)
             if _improve(*tree, self._moved, self._queue, lo, hi, tolerance, _BLOCK, _CHUNK):
-                _potentials(*tree, lo, hi)  # the shifts left rounding errors
+                _potentials(self.root, *tree, lo, hi)  # the shifts left rounding errors
                 return self._circulation()
         return None
 
@@ -320,5 +331,6 @@ class NetworkSimplex:
         across = self.edges[(h - 1) * w :, FLOW].reshape(h, w - 1)
         heights = np.cumsum(across[:-1], axis=0, dtype=np.int64).ravel()  # a horizontal edge carries the height below less the height above
         g = self.potentials.copy()
-        t = g[self.edges[:, HEAD]] - g[self.edges[:, TAIL]]
+        image = g.reshape(h, w)
+        t = np.concatenate([(image[1:] - image[:-1]).ravel(), (image[:, 1:] - image[:, :-1]).ravel()])
         return Circulation(heights, faces_of(h, w).flow_of(heights), g, t, float(np.abs(t).sum()), 0)

@@ -16,7 +16,7 @@ BENCHES = {
     "certificates": "more than a thousand certificates, by every method, through the checker's levels A and B",
     "convex": "the min-norm program against CVXPY rebuilt, CVXPY reused and Clarabel's raw update",
     "dual": "the dual network's batch against Clarabel one program at a time, box and total variation at d = 784",
-    "leg": "the LEG-TV program by min cuts against sparse HiGHS and Clarabel, and a 50-point solution path",
+    "leg": "the LEG-TV program by min cuts and network simplex against sparse HiGHS and Clarabel, and a 50-point solution path",
     "tightness": "certified lower over witnessed upper bound, by method, against auto_LiRPA used alone",
     "witness": "the search for witnesses against foolbox's and torchattacks' attacks, each at its best settings",
 }
