@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations.errors import InputError
-from formulations.leg import pivots, program
+from formulations.leg import program, simplex
 from formulations.leg.grid import Perturbation
 from formulations.leg.network import Circulation, faces_of
-from formulations.leg.pivots import CHILD, DEPTH, DOWN, EDGE, FLOW, HEAD, ON, PARENT, PIECE, TAIL, UP, NetworkSimplex
+from formulations.leg.pivots import AFTER, CHILD, DEPTH, DOWN, EDGE, FLOW, HEAD, ON, PARENT, PIECE, TAIL, UP
 from formulations.leg.program import LegProgram, circulation_value
+from formulations.leg.simplex import NetworkSimplex
 
 pytest.importorskip("numba")
 
@@ -64,7 +65,7 @@ def check_tree(tree: NetworkSimplex) -> None:
         while child >= 0:
             assert pixels[child, PARENT] == x
             stack.append(int(child))
-            child = pixels[child, pivots.AFTER]
+            child = pixels[child, AFTER]
     assert seen == p
 
 
@@ -165,10 +166,10 @@ def test_no_patience_and_no_time_leave_both_sides_valid(monkeypatch: pytest.Monk
     stopped = p.solve_path([level], solver="pivots", time_limit=0.0)[0]
     assert stopped.lower <= full.objective <= stopped.objective + 1e-12
     assert stopped.violation < 1e-12
-    monkeypatch.setattr(pivots, "_CHUNK", 1)  # a look at the clock after each pivot changes nothing
+    monkeypatch.setattr(simplex, "_CHUNK", 1)  # a look at the clock after each pivot changes nothing
     assert p.solve(level, solver="pivots").objective == pytest.approx(full.objective, rel=2e-9)
-    monkeypatch.setattr(pivots, "_CHUNK", 10**9)
-    monkeypatch.setattr(pivots, "_improve", lambda *_: False)
+    monkeypatch.setattr(simplex, "_CHUNK", 10**9)
+    monkeypatch.setattr(simplex, "improve", lambda *_: False)
     fallen = p.solve(level, solver="pivots")
     assert (fallen.solver, fallen.relative_gap < 1e-9) == ("cuts", True)
 

@@ -29,7 +29,7 @@ from formulations.leg.network import Circulation, solve_circulation
 from formulations.norms import Array
 
 if TYPE_CHECKING:
-    from formulations.leg.pivots import NetworkSimplex
+    from formulations.leg.simplex import NetworkSimplex
 
 SOLVERS = ("flow", "cuts", "pivots", "highs", "clarabel")
 _NETWORK = ("cuts", "pivots")
@@ -194,7 +194,7 @@ class LegProgram:
         """The tree at z = 0, with its loops loaded; None for other solvers and where a grid has no faces."""
         if solver != "pivots" or min(self.grid.shape) < 2:
             return None
-        from formulations.leg.pivots import NetworkSimplex
+        from formulations.leg.simplex import NetworkSimplex
 
         return NetworkSimplex(*self.grid.shape)
 
