@@ -224,6 +224,9 @@ def test_stability_of_a_constant_map_is_perfect_and_of_noise_is_none() -> None:
     assert attacked.rank.mean() < smooth.rank.mean()  # the worst found lies below the mean
     unmoved = stability_under_attack(Fixed(lambda v: w * v), net, x, radius=0.0)
     np.testing.assert_allclose(unmoved.rank, 1.0, atol=1e-12)
+    np.testing.assert_allclose([steady.shares, unmoved.shares], 0.0, atol=1e-15)
+    assert (attacked.shares > 0).all()
+    assert (shaky.shares < 2 / w.numel()).all()  # two distributions on d features differ by at most 2 in all
 
 
 def test_no_draw_changes_the_decision() -> None:

@@ -14,19 +14,22 @@ from formulations.errors import InputError
 from formulations.norms import Array
 from formulations.sets import ConvexSet
 from lde_cvx.attribution import Explainer, targets_of
+from lde_cvx.metrics.certificates import importance_error
 from verification.model import float64_copy, outputs
 
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """Between the map of x and of x moved, each (n,): Spearman's rank correlation, cosine, and ‖m − m'‖₂/‖m‖₂; the mean (noise) or the worst (attack).
+    """Between the map of x and of x moved, each (n,): Spearman's rank correlation, cosine, ‖m − m'‖₂/‖m‖₂, and the mean absolute error of the maps as
 
+    shares of their totals (`importance_error`). Of noise the means; of an attack all four at the change with the lowest rank correlation found.
     A constant map has no direction: two constant maps agree (1, 1, and their own distance), one constant map against another agrees in nothing (0, 0).
     """
 
     rank: Array
     cosine: Array
     distance: Array
+    shares: Array
 
 
 def rank_correlation(a: Array, b: Array) -> float:
@@ -53,11 +56,11 @@ def _alignment(x: Array, y: Array) -> float:
     return float(np.clip(x @ y / (p * q), -1.0, 1.0))
 
 
-def compare_maps(a: Array, b: Array) -> tuple[float, float, float]:
-    """(rank correlation, cosine, relative distance) of two maps."""
+def compare_maps(a: Array, b: Array) -> tuple[float, float, float, float]:
+    """(rank correlation, cosine, relative distance, error of the shares) of two maps."""
     if a.shape != b.shape:
         raise InputError(f"maps of shapes {a.shape} and {b.shape} cannot be compared.")
-    return rank_correlation(a, b), cosine(a, b), relative_distance(a, b)
+    return rank_correlation(a, b), cosine(a, b), relative_distance(a, b), float(importance_error(a[None], b[None])[0])
 
 
 def stability_under_noise(
@@ -98,7 +101,7 @@ def stability_under_attack(
     targets = torch.tensor(targets_of(y, target))
     here = explainer.attribute(x, targets).double().cpu().numpy()
     best = torch.sign(torch.rand(x.shape, generator=generator, dtype=torch.float64) - 0.5).to(x.device)
-    worst = np.full((len(x), 3), np.nan)
+    worst = np.full((len(x), 4), np.nan)
     for step in range(steps):
         flips = torch.rand(x.shape, generator=generator) < 0.125
         tried = best if step == 0 else torch.where(flips.to(x.device), -best, best)
