@@ -78,15 +78,14 @@ def fixed(norm, C, n=6, d=16, seed=0):
 @pytest.mark.parametrize("norm", [1, 2, "inf"])
 @pytest.mark.parametrize("kind", list(SETS))
 def test_fixed_rows_reach_the_solvers_dual_value(norm, kind):
-    """Within 500 steps: ≥ 99.9 % of the verified optimum at p = 2; at p = 1, ∞ of the median program's, ≥ 99 % of every one's. Never above the primal."""
+    """Within 500 steps: ≥ 99.9 % of every program's verified optimum, and never above the primal."""
     net, solved = fixed(norm, SETS[kind])
     run = train(net, steps=1, splitting=499)
     reached = np.isfinite(solved.value)
     assert reached.sum() >= 3
     assert (run.history[:, reached] <= solved.value[reached] * (1 + 1e-7)).all()
     share = run.lower[reached] / solved.lower[reached]
-    assert share.min() >= (0.999 if norm == 2 else 0.99)
-    assert np.median(share) >= 0.999
+    assert share.min() >= 0.999
 
 
 @pytest.mark.parametrize("norm", [1, 2, "inf"])
@@ -171,6 +170,15 @@ def test_the_bench_measures_verified_values():
     assert (ours["least share"] <= 1 + 1e-6).all()
     assert ours["median share"].is_monotonic_increasing
     assert (table.ms > 0).all()
+
+
+@pytest.mark.parametrize("norm", [1.0, 2.0, float("inf")])
+def test_where_the_budget_binds_every_program_is_reached(norm):
+    """Rows that must fall by up to 60 % of what box and total variation allow: plateaus, faces and the budget all at once."""
+    from lde_cvx.bench.dual import measure
+
+    ours = measure(norm, 8, steps=(500,), side=10).iloc[-1]
+    assert 0.999 <= ours["least share"] <= 1 + 1e-6
 
 
 def test_bad_input():

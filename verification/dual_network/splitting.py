@@ -31,7 +31,7 @@ FAR, RISING, LONG = (
 )  # a round ends: residual at this part of its first; at this part and rising; steps as this part of all so far
 LEAST = 8  # steps of a round
 SPAN = 10  # by which t may leave the size of the change for p = 1, ∞, and c its first value: early ways say little of later ones
-IMAGE, ROW = 2.0, 3.0  # first c, and w
+IMAGE, ROW = 3.0, 3.0  # first c, and w
 NEWTON = 6  # steps for the ceiling
 TINY = 1e-300
 
@@ -124,10 +124,10 @@ def _start(link: CutCoupling, lo: Tensor, hi: Tensor, p: float) -> _State:
 
 
 def _natural(z: Tensor, p: float) -> Tensor:
-    """t: as large as the change for p = ∞, as a coordinate of it for p = 1, where multipliers of a point are about one in sum or each; 1 for ‖·‖²/2."""
+    """t: half of the change for p = ∞, of a coordinate of it for p = 1, where multipliers of a point are about one in sum or each; 1 for ‖·‖²/2."""
     if p == 2:
         return torch.ones_like(z[..., :1])
-    return z.norm(dim=-1, keepdim=True).clamp(min=1e-12) * (z.shape[-1] ** -0.5 if p == 1 else 1.0)
+    return 0.5 * z.norm(dim=-1, keepdim=True).clamp(min=1e-12) * (z.shape[-1] ** -0.5 if p == 1 else 1.0)
 
 
 def _solve(spectrum: tuple[Tensor, Tensor], x: Tensor, image: Tensor) -> Tensor:
