@@ -42,10 +42,10 @@ from verification.evidence import WitnessEvidence
 from verification.lirpa import BoundEngine
 from verification.model import decide, float64_copy, linearise, stack
 from verification.radii import CertifiedRadius
-from verification.radius import certified_radius
+from verification.radius import DUAL, certified_radius
 from verification.validity import linear_validity
 
-METHODS = ("linear", "ibp", "crown-ibp", "crown", "alpha-crown", *SEARCHES)
+METHODS = ("linear", "ibp", "crown-ibp", "crown", "alpha-crown", DUAL, *SEARCHES)
 SOLVER = 1e-6  # relative accuracy of the linearised program's value: its validity is asked of the value less this much
 
 Constraints = ConvexSet | Callable[[Array], ConvexSet] | None
@@ -57,7 +57,7 @@ class LagrangeDualExplainer:
 
     model        torch module (n, *shape) → (n, outputs); a float64 copy of it is explained
     norm         1, 2, "inf" or a `Norm`; constraints: a convex set, a function x0 → set, or None for all changes
-    method       "crown", "crown-ibp", "ibp" or "alpha-crown" bound the network; "branching" goes on from CROWN by branch and bound for `time_limit` (10) seconds an
+    method       "crown", "crown-ibp", "ibp", "alpha-crown" or, chains of affine layers and ReLUs, "dual-network" bound the network; "branching" goes on from CROWN by branch and bound for `time_limit` (10) seconds an
                  input, splitting ReLUs in chains of affine layers and ReLUs, and inputs elsewhere; "exact" does so until the bracket closes, on such chains
                  alone; "linear" certifies nothing and is quick
     target       explain the flip towards this class alone; None: whichever rival is nearest

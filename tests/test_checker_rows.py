@@ -124,7 +124,7 @@ def digits(folder: Path) -> tuple[nn.Module, np.ndarray, Path]:
     [
         ("crown", 1, Box(0, 1)), ("crown", 2, Box(0, 1)), ("crown", "inf", Box(0, 1)), ("ibp", 2, Box(0, 1)),
         ("crown-ibp", 2, Box(0, 1)), ("crown-ibp", "inf", Box(0, 1)),
-        ("alpha-crown", 2, Box(0, 1)), ("alpha-crown", "inf", Box(0, 1)),
+        ("alpha-crown", 2, Box(0, 1)), ("alpha-crown", "inf", Box(0, 1)), ("dual-network", 2, Box(0, 1)), ("dual-network", "inf", Box(0, 1)),
         ("crown", 2, Box(0, 1) & TotalVariation(1.6, (8, 8))), ("crown", 1, Box(0, 1) & TotalVariation(1.6, (8, 8))),
         ("crown", "inf", Box(0, 1) & TotalVariation(2.0, (8, 8))),
     ],

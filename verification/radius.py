@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,12 +29,17 @@ from verification.lirpa import BoundEngine, BoundMethod
 from verification.model import batch_of, decide, linearise, outputs, stack
 from verification.radii import CertifiedRadii, CertifiedRadius, CertifiedRow, SearchStop
 from verification.radius_search import RadiusSearch
+from verification.relu_chain import ReluChain
+
+if TYPE_CHECKING:
+    from verification.dual_network.search import DualSearch
 
 PASSES = 25
 TOLERANCE = 1e-3
 START = 0.85  # of the linearised radius: where CROWN's radius usually lies
 START_INTERVALS = 0.02  # the same where layers are bounded by intervals: convolutional networks end near here, and the way up is short
 ASCENT = 40  # steps for sets that are no boxes: on the credit polytope 120 gain .1 % of the radius for 2.5 times the time
+DUAL = "dual-network"
 AHEAD = 1.02  # times CROWN's radius: where the search with better slopes begins
 FAR = 1e6  # first radius, in units of 1 + ‖x0‖, when nothing else gives a scale
 
@@ -61,9 +67,11 @@ def certified_radius(
     decisions   one for all or one per input; by default the predicted class stays ahead of every other class
     method      "crown", "crown-ibp", "ibp" or "alpha-crown" (gradient steps on the slopes of the margin rows, rectifiers and S-shaped activations; the bounds of
                 layers under them keep fixed slopes; after a search with CROWN, whose answer stays where it is better: `lower` is never below CROWN's)
+                "dual-network": slopes of all layers and the set's multipliers trained together while the radius follows (verification/dual_network), for chains
+                of affine layers and ReLUs; after CROWN and never below it likewise
     upper       (n,) distances of known witnesses, only to start from
     per_rival   give every rival its own radius instead of the nearest one's (as many searches as there are margin rows)
-    max_passes  bound passes over the batch; `tolerance` relative width at which a radius counts as found; `seconds` limits the search
+    max_passes  bound passes over the batch (steps of training are none); `tolerance` relative width at which a radius counts as found; `seconds` limits the search
     progress    called with (inputs done, inputs in all); an interrupt returns the best bounds so far, see `stop`
 
     A larger set never has a larger v*. No method promises that of `lower` by itself: slopes are chosen anew for every set (crown, alpha-crown), and each search
@@ -71,18 +79,20 @@ def certified_radius(
     Raises InputError on shapes that do not fit, NaN, an input outside C (which constraint, by how much), an empty set, one output without a decision,
     a decision that does not stand at x0, an unknown method, and a layer that cannot be bounded (by name).
     """
-    begun, norm, how = time.monotonic(), Norm.of(norm), BoundMethod.of(method)
+    begun, norm = time.monotonic(), Norm.of(norm)
+    how, name = (None, DUAL) if method == DUAL else _named(method)
     engine, x, y = _network(model, x0, device)
+    chain = ReluChain.from_model(engine.model, engine.input_shape, device=engine.device) if how is None else None
     before = engine.passes
     plain = None
-    if how is BoundMethod.ALPHA_CROWN:
+    if how in (None, BoundMethod.ALPHA_CROWN):
         plain = certified_radius(
             engine, x, norm, constraints, decisions=decisions, method=BoundMethod.CROWN, upper=upper, per_rival=per_rival,
             max_passes=max_passes, tolerance=tolerance, seconds=seconds, jobs=jobs,
         )  # fmt: skip
         max_passes, seconds = max_passes - plain.passes, None if seconds is None else seconds - plain.seconds
         if plain.stop is SearchStop.INTERRUPTED or max_passes <= 0 or (seconds is not None and seconds <= 0):
-            return replace(plain, method=_name(how), stop=SearchStop.LIMIT if plain.stop is SearchStop.COMPLETE else plain.stop)
+            return replace(plain, method=name, stop=SearchStop.LIMIT if plain.stop is SearchStop.COMPLETE else plain.stop)
     chosen = decide(y, decisions)
     Q, s, real = stack(chosen, y)
     n, flat = len(x), x.flatten(1).cpu().numpy()
@@ -100,14 +110,21 @@ def certified_radius(
     start = _start(part, guess, x[owner], None if upper is None else np.asarray(upper, dtype=float)[owner.cpu().numpy()])
     if plain is not None:
         start = _after(plain, torch.nonzero(real).tolist() if per_rival else None, start)
-    search = RadiusSearch(engine, x[owner], Q, s, search_region, how, start)
-    stop = search.run(tolerance, max_passes, seconds, progress)
+    search: RadiusSearch | DualSearch
+    if how is None:
+        from verification.dual_network.search import DualSearch
+
+        assert chain is not None
+        search = DualSearch(chain, x[owner], Q, s, torch.ones_like(s, dtype=torch.bool) if per_rival else real, search_region, norm, parts, start)
+        stop = search.run(seconds, progress)
+    else:
+        search = RadiusSearch(engine, x[owner], Q, s, search_region, how, start)
+        stop = search.run(tolerance, max_passes, seconds, progress)
     a, b, radius = (_by_input(v, real, per_rival) for v in (search.a, search.b, search.radius[:, None].expand_as(search.b)))
     slopes = [_by_input(v, real, per_rival) for v in search.slopes]
     item = {(int(i), int(k)): j for j, (i, k) in enumerate(torch.nonzero(real).tolist())} if per_rival else {(i, 0): i for i in range(n)}
     inner = {at: search.inner.get(j, ()) for at, j in item.items()}
     rows = _solve(a, b, slopes, inner, radius, real.cpu().numpy(), chosen, norm, constraints, flat, jobs)
-    name = _name(how)
     items = tuple(CertifiedRadius(tuple(r), float(v), name) for r, v in zip(rows, linear.amin(1), strict=True))
     if plain is not None:
         items = tuple(max(pair, key=lambda item: item.lower) for pair in zip(plain, items, strict=True))  # the first where they are equal
@@ -154,8 +171,9 @@ def _after(plain: CertifiedRadii, places: list[list[int]] | None, start: Tensor)
     return torch.where(torch.isfinite(known) & (known > 0), known, start)
 
 
-def _name(method: BoundMethod) -> str:
-    return method.name.lower().replace("_", "-")
+def _named(method: BoundMethod | str) -> tuple[BoundMethod, str]:
+    how = BoundMethod.of(method)
+    return how, how.name.lower().replace("_", "-")
 
 
 def _by_input(v: Tensor, real: Tensor, per_rival: bool) -> Array:

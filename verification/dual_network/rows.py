@@ -64,11 +64,41 @@ class FrozenRows(nn.Module):
 
     def forward(self, radius: Tensor) -> tuple[Tensor, Tensor]:
         """(a (n, K, d), b (n, K)), minorants on ‖v‖ ≤ radius (n,) and the box."""
-        Q, s = self.get_buffer("Q"), self.get_buffer("s")
+        Q, s, lines = self.get_buffer("Q"), self.get_buffer("s"), self._lines(radius)
+        head, shift = self.get_buffer(f"W{self.depth}"), self._shift(self.depth)
+        a, b = self._back(Q @ head, torch.einsum("nkm,nm->nk", Q, shift.expand(len(Q), -1)) + s, lines, self.slopes)
+        return a, b - PAD * (1 + b.abs() + (Q @ head).abs().sum(-1))
+
+    @torch.no_grad()
+    def used(self, radius: Tensor) -> tuple[tuple[Tensor, ...], dict[tuple[int, int], Tensor]]:
+        """(slopes, inner) of the rows at this radius, as a `Minorant` has them; inner where every bounded neuron has slopes of its own."""
+        lines, n = self._lines(radius), len(self.get_buffer("s"))
+        inner = {}
+        for t, sets in enumerate(self.inner, start=1):
+            width = self.get_buffer(f"W{t}").shape[0]
+            for l, slope in enumerate(sets):  # type: ignore[arg-type]
+                if slope.shape[1] == 2 * width:
+                    open_ = (lines[l].up > 0) & (lines[l].up < 1)
+                    low = lines[l].low(slope).reshape(n, 2, width, -1)
+                    inner[t, l] = torch.where(open_[:, None, None], low, torch.nan)
+        A, slopes = self.get_buffer("Q") @ self.get_buffer(f"W{self.depth}"), list[Tensor]()
+        for l in reversed(range(self.depth)):
+            slopes.insert(0, torch.where(A > 0, lines[l].low(self.slopes[l]), torch.where(A < 0, lines[l].up[:, None], 0.0)))
+            A = (A * slopes[0]) @ self.get_buffer(f"W{l}")
+        return tuple(slopes), inner
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """α into [0, 1]: the only condition under which a row is a minorant."""
+        for value in self.parameters():
+            value.clamp_(0.0, 1.0)
+
+    def _lines(self, radius: Tensor) -> list[_Lines]:
+        """The lines of every layer's ReLUs on the bounds of what enters them."""
         lines: list[_Lines] = []
         for t in range(self.depth):
             W = self.get_buffer(f"W{t}")
-            both = torch.cat([W, -W]).expand(len(Q), -1, -1)
+            both = torch.cat([W, -W]).expand(len(self.get_buffer("s")), -1, -1)
             shifts = self._shift(t)
             slopes: Any = [] if t == 0 else self.inner[t - 1]
             least = self._least(*self._back(both, torch.cat([shifts, -shifts], -1), lines, slopes), radius)
@@ -76,15 +106,7 @@ class FrozenRows(nn.Module):
             least = least - PAD * size
             lower, negative = least.chunk(2, 1)
             lines.append(_Lines(lower, torch.maximum(-negative, lower)))
-        head, shift = self.get_buffer(f"W{self.depth}"), self._shift(self.depth)
-        a, b = self._back(Q @ head, torch.einsum("nkm,nm->nk", Q, shift.expand(len(Q), -1)) + s, lines, self.slopes)
-        return a, b - PAD * (1 + b.abs() + (Q @ head).abs().sum(-1))
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """α into [0, 1]: the only condition under which a row is a minorant."""
-        for value in self.parameters():
-            value.clamp_(0.0, 1.0)
+        return lines
 
     def _shift(self, layer: int) -> Tensor:
         return self.get_buffer("start") if layer == 0 else self.get_buffer(f"c{layer}").expand(len(self.get_buffer("s")), -1)

@@ -34,7 +34,7 @@ AHEAD = 1.2  # a rival this far beyond the radius needs no more
 class DualTraining:
     """lower (n,): the best bound met, valid like every one of `history` (steps, n), each at its own radius; +inf: no allowed change flips.
 
-    steps made, seconds, and `stopped`: every input had stopped gaining before the steps ran out.
+    steps made, seconds, and `stopped`: every input had stopped gaining before the steps ran out. `network`: parameters and radii of each input's best step.
     """
 
     lower: Array
@@ -59,6 +59,7 @@ def train(
     best, since = torch.zeros_like(radius), torch.zeros_like(radius, dtype=torch.long)
     values, optimiser = network.values(), None  # the first pass fills the slopes in
     learnable = [p for p in network.parameters() if p.requires_grad]
+    kept = [p.detach().clone() for p in (*learnable, radius)]  # an item of the batch each along the first axis
     history: list[Tensor] = []
     made = 0
     for made in range(1, steps + 1):
@@ -70,6 +71,9 @@ def train(
             bound = torch.where(covers, least, torch.minimum(radius, least))
             history.append(bound)
             since = torch.where(bound > best * (1 + GAIN), 0, since + 1)
+            gained = torch.nonzero(bound > best).flatten()
+            for old, new in zip(kept, (*learnable, radius), strict=True):
+                old[gained] = new.detach()[gained]
             best = torch.maximum(best, bound)
         late = seconds is not None and time.monotonic() - begun > seconds
         if progress is not None:
@@ -90,6 +94,9 @@ def train(
         if moving:
             goal = torch.where(torch.isfinite(least), least, 2 * radius)
             network.move((radius + follow * (goal - radius)).clamp(min=1e-9))
+    with torch.no_grad():
+        for old, new in zip(kept, (*learnable, radius), strict=True):
+            new.copy_(old)
     return DualTraining(
         best.cpu().numpy(), torch.stack(history).cpu().numpy(), made, bool((since >= patience).all()), time.monotonic() - begun, network
     )  # fmt: skip
