@@ -12,6 +12,7 @@ from formulations.norms import Norm
 from formulations.programs import min_norm, relative_parts
 from formulations.support import Region
 from lde_cvx.models import digits_model
+from verification.branching import branch_radius
 from verification.dual_network import DualNetwork, FixedRows, dual_radii, train
 from verification.radius import certified_radius
 
@@ -136,6 +137,65 @@ def test_it_beats_alpha_crown_on_digits():
     assert (run.lower > alpha.lower).mean() >= 0.7
     assert (run.history <= lde.find_witness(trained.model, x, 2, lde.Box(0, 1)).upper * (1 + 1e-9)).all()
     assert run.stopped or run.steps == 90
+
+
+@pytest.mark.parametrize(("norm", "C"), [
+    (2, None), (1, lde.Box(0, 1)), ("inf", lde.Box(0, 1) & lde.TotalVariation(0.5, shape=(6,))),
+])  # fmt: skip
+def test_the_radius_search_takes_it_as_an_engine(norm, C):
+    """Never below CROWN, never above the exact radius; its rows are minorants on the radius that they state, attacked at random and at their own minimum."""
+    model, x = small(), points(2, 6)
+    crown, dual = (certified_radius(model, x, norm, C, method=m) for m in ("crown", "dual-network"))
+    assert dual.method == "dual-network"
+    assert (dual.lower >= crown.lower).all()
+    assert {item.method for item in dual} & {"dual-network"}
+    rng = np.random.default_rng(0)
+    for i, item in enumerate(dual):
+        exact = lde.exact_radius(model, x[i], norm=norm, constraints=C)
+        assert item.lower <= exact.upper * (1 + 1e-9)
+        first = int(model(x[i]).argmax())
+        for row in item.rows:
+            tries = rng.normal(size=(200, 6)) * rng.uniform(size=(200, 1))
+            deltas = [row.solution.delta, *tries] if np.isfinite(row.solution.delta).all() else list(tries)
+            for delta in deltas:
+                if C is not None:
+                    delta = C.relative_to(x[i].numpy()).project(delta)
+                delta = delta * min(1.0, row.radius / max(float(Norm.of(norm).value(delta)), 1e-12))  # towards 0, which C holds
+                y = model(x[i] + torch.tensor(delta)).detach().numpy()
+                assert row.a @ delta + row.b <= y[first] - y[row.rival] + 1e-9
+    rivals = certified_radius(model, x, norm, C, method="dual-network", per_rival=True)
+    assert (rivals.lower <= [lde.exact_radius(model, v, norm=norm, constraints=C).upper * (1 + 1e-9) for v in x]).all()
+
+
+def test_branching_begins_from_its_rows():
+    """What they prove is kept with no cell at all, the search closes at the exact radius, and rows of another decision are refused."""
+    model, x, C = small(2), points(3, 6, 1), lde.Box(0, 1)
+    rows = certified_radius(model, x, 2, C, method="dual-network")
+    for i in range(3):
+        exact = lde.exact_radius(model, x[i], norm=2, constraints=C)
+        asked = branch_radius(model, x[i], None, 2, C, known=rows[i].rows, node_limit=0)
+        assert rows[i].lower <= asked.lower <= exact.upper * (1 + 1e-9)
+        done = branch_radius(model, x[i], None, 2, C, known=rows[i].rows)
+        assert done.closed
+        assert done.lower == pytest.approx(exact.upper, rel=1e-5)
+        assert done.lower <= exact.upper * (1 + 1e-9)
+    with pytest.raises(lde.InputError, match="known rows against"):
+        branch_radius(model, x[0], None, 2, C, known=rows[0].rows[:1])
+
+
+def test_a_trained_network_is_as_it_was_at_its_best():
+    """Parameters and radii of each input's best step: one more pass gives the reported bound."""
+    run = dual_radii(small(1), points(4, 6), 2, lde.Box(0, 1), steps=30)
+    assert run.network().detach().numpy() == pytest.approx(run.lower, rel=1e-12)
+
+
+def test_no_tensor_is_made_on_the_default_device():
+    """Under another default device every tensor that was made without one is left behind, and meeting it raises: what runs here runs on any device."""
+    model, x = small(), points(2, 6)
+    with torch.device("meta"):
+        for C in (lde.Box(0, 1), lde.Box(0, 1) & lde.TotalVariation(0.5, shape=(6,)) & lde.LpBall(1, 0.9)):
+            run = dual_radii(model, x, 1, C, steps=4, device="cpu")
+            assert np.isfinite(run.lower).all()
 
 
 @pytest.mark.slow

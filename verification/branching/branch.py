@@ -34,6 +34,7 @@ from verification.exact.bounds import everywhere
 from verification.exact.descent import Descent
 from verification.exact.question import Question, Witness
 from verification.exact.relaxation import Relaxation
+from verification.radii import CertifiedRow
 from verification.relu_chain import ReluChain
 
 SHARE = 0.6  # of the budgets that are left: what one question may take before its radius shrinks,
@@ -57,6 +58,7 @@ def branch_radius(
     *,
     upper: float = INF,
     start: float | None = None,
+    known: Sequence[CertifiedRow] = (),
     time_limit: float | None = None,
     node_limit: int | None = None,
     tolerance: float = TOLERANCE,
@@ -70,6 +72,8 @@ def branch_radius(
     x0          the model's input without batch axis ((d,) for a chain); `decision` None is classification by the predicted class
     upper       distance of a witness that the caller has; only nearer flips are looked for. inf: none, the search then meets its own
     start       a radius to begin with where there is no witness and C is unbounded
+    known       the decision's rows as any bound engine has them (`certified_radius`, whatever its method, for this input, norm and C): they are the first leaf
+                of their trees, and nothing within what they prove is asked again
     time_limit  seconds; `node_limit` cells. Whatever stops the search, an interrupt too, the bracket returned is valid
     progress    called with (lower, radius asked about, cells so far)
 
@@ -84,6 +88,7 @@ def branch_radius(
             raise InputError(f"branch_radius: {name}={value} must be ≥ 0.")
     question = Question.build(model, x0, decision, norm, constraints)
     search = _Search(question, float(upper), start, tolerance, effort or Effort(), device, progress)
+    search.credit(known)
     end = INF if time_limit is None else begun + time_limit
     return replace(search.run(end, INF if node_limit is None else node_limit), seconds=time.perf_counter() - begun)
 
@@ -140,6 +145,16 @@ class _Search:
     @property
     def lower(self) -> float:
         return min(t.lower for t in self.trees.values())
+
+    def credit(self, rows: Sequence[CertifiedRow]) -> None:
+        """Take over what rows of another engine prove. Raises InputError where they are those of another decision."""
+        rivals = tuple(int(r) for r in self.question.decision.rivals)
+        if rows and tuple(row.rival for row in rows) != rivals:
+            raise InputError(f"branch_radius: known rows against {[row.rival for row in rows]}; this decision has rivals {list(rivals)}.")
+        for k, row in enumerate(rows):
+            if row.lower > self.trees[k].lower:
+                leaf = Leaf((), row.a[None], np.array([row.b]), row.radius, row.lower, slopes=row.slopes)
+                self.trees[k] = RowTree(k, row.rival, row.lower, (leaf,))
 
     def run(self, end: float, most: float) -> BranchingResult:
         q = self.question
