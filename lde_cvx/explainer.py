@@ -57,9 +57,9 @@ class LagrangeDualExplainer:
 
     model        torch module (n, *shape) → (n, outputs); a float64 copy of it is explained
     norm         1, 2, "inf" or a `Norm`; constraints: a convex set, a function x0 → set, or None for all changes
-    method       "crown", "crown-ibp", "ibp", "alpha-crown" or, chains of affine layers and ReLUs, "dual-network" bound the network; "branching" goes on from CROWN by branch and bound for `time_limit` (10) seconds an
-                 input, splitting ReLUs in chains of affine layers and ReLUs, and inputs elsewhere; "exact" does so until the bracket closes, on such chains
-                 alone; "linear" certifies nothing and is quick
+    method       "crown", "crown-ibp", "ibp" or "alpha-crown" bound the network, and "dual-network" where it is a chain of affine layers and ReLUs; "branching" goes on
+                 from CROWN by branch and bound for `time_limit` (10) seconds an input, splitting ReLUs in such chains, and inputs elsewhere; "exact" does so until
+                 the bracket closes, on such chains alone; "linear" certifies nothing and is quick
     target       explain the flip towards this class alone; None: whichever rival is nearest
     order        2 adds the quadratic model's radius and its validity (`Explanation.quadratic`); temperature: of the softened ReLUs whose Hessian it takes
     decision     a `Decision`, or a function outputs (m,) → `Decision`, instead of "the predicted class stays ahead"

@@ -195,7 +195,7 @@ def test_no_tensor_is_made_on_the_default_device():
     with torch.device("meta"):
         for C in (lde.Box(0, 1), lde.Box(0, 1) & lde.TotalVariation(0.5, shape=(6,)) & lde.LpBall(1, 0.9)):
             run = dual_radii(model, x, 1, C, steps=4, device="cpu")
-            assert np.isfinite(run.lower).all()
+            assert (run.lower > 0).all()
 
 
 @pytest.mark.slow

@@ -433,7 +433,10 @@ def test_a_layer_that_cannot_be_bounded_is_named(x0: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "magic"}, "'magic' is not known; use one of linear, ibp, crown-ibp, crown, alpha-crown, dual-network, branching, exact"),
+        (
+            {"method": "magic"},
+            "'magic' is not known; use one of linear, ibp, crown-ibp, crown, alpha-crown, dual-network, branching, exact",
+        ),
         ({"method": "branching", "jobs": 0}, "jobs=0"),
         ({"order": 3}, "order=3"),
         ({"norm": 3}, "p=3"),

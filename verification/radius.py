@@ -115,7 +115,9 @@ def certified_radius(
         from verification.dual_network.search import DualSearch
 
         assert chain is not None
-        search = DualSearch(chain, x[owner], Q, s, torch.ones_like(s, dtype=torch.bool) if per_rival else real, search_region, norm, parts, start)
+        search = DualSearch(
+            chain, x[owner], Q, s, torch.ones_like(s, dtype=torch.bool) if per_rival else real, search_region, norm, parts, start
+        )
         stop = search.run(seconds, progress)
     else:
         search = RadiusSearch(engine, x[owner], Q, s, search_region, how, start)

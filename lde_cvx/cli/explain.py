@@ -35,7 +35,7 @@ def command(
         str,
         typer.Option(
             "--method",
-            help="crown, crown-ibp, ibp, alpha-crown; branching (splits ReLUs, else inputs) or exact (ReLU networks); or linear (certifies nothing).",
+            help="crown, crown-ibp, ibp, alpha-crown, dual-network; branching (splits ReLUs, else inputs) or exact (ReLU networks); or linear (certifies nothing).",
         ),
     ] = "crown",
     time_limit: Annotated[

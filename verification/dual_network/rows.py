@@ -7,7 +7,7 @@ l, u of every layer are such rows themselves, with α of their own, less or plus
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class FrozenRows(nn.Module):
         inner = {}
         for t, sets in enumerate(self.inner, start=1):
             width = self.get_buffer(f"W{t}").shape[0]
-            for l, slope in enumerate(sets):  # type: ignore[arg-type]
+            for l, slope in enumerate(cast("nn.ParameterList", sets)):
                 if slope.shape[1] == 2 * width:
                     open_ = (lines[l].up > 0) & (lines[l].up < 1)
                     low = lines[l].low(slope).reshape(n, 2, width, -1)

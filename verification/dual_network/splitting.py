@@ -88,7 +88,7 @@ def split_multipliers(
     bound = value(best, at)
     now = _start(CutCoupling.of(link, (a / size[:, None])[:, None], (-b / size)[:, None, None]), lo[:, None], hi[:, None], p)
     for done in range(0, steps, EVERY):
-        z, gap, found = now.s, now.t, (now.m0,)
+        z, gap, found = now.s, now.t, (now.m0, now.m0)
         for j in range(min(EVERY, steps - done)):
             now, z, gap, found = _step(now, p, done + j)
         for m in found:
@@ -127,13 +127,15 @@ def _natural(z: Tensor, p: float) -> Tensor:
     """t: half of the change for p = ∞, of a coordinate of it for p = 1, where multipliers of a point are about one in sum or each; 1 for ‖·‖²/2."""
     if p == 2:
         return torch.ones_like(z[..., :1])
-    return 0.5 * z.norm(dim=-1, keepdim=True).clamp(min=1e-12) * (z.shape[-1] ** -0.5 if p == 1 else 1.0)
+    half: Tensor = 0.5 * z.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return half * z.shape[-1] ** -0.5 if p == 1 else half
 
 
 def _solve(spectrum: tuple[Tensor, Tensor], x: Tensor, image: Tensor) -> Tensor:
     """(I + c²KᵀK)⁻¹ x."""
     values, basis = spectrum
-    return (x @ basis / (1 + image * values)) @ basis.T
+    inner: Tensor = x @ basis / (1 + image * values)
+    return inner @ basis.T
 
 
 def _tilt(spectrum: tuple[Tensor, Tensor], cut: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
