@@ -14,6 +14,7 @@ from formulations.support import Region
 from verification.dual_network.network import DualNetwork
 from verification.dual_network.rows import FrozenRows
 from verification.dual_network.training import train
+from verification.evidence import InnerSlopes, inner_slopes
 from verification.radii import SearchStop
 from verification.relu_chain import ReluChain
 
@@ -31,7 +32,7 @@ class DualSearch:
         self.radius = x.new_zeros(n)
         self.a, self.b = x.new_zeros(n, K, region.dim), x.new_full((n, K), -torch.inf)
         self.slopes: tuple[Tensor, ...] = ()
-        self.inner: dict[tuple[int, int], Tensor] = {}
+        self.inner: dict[int, tuple[InnerSlopes, ...]] = {}
         self.rows = FrozenRows(chain, x.flatten(1), Q, s, region)
         self.network = DualNetwork(self.rows, norm, parts, region, torch.minimum(start, region.reach() * (1 + 1e-9)), real)
 
@@ -47,7 +48,8 @@ class DualSearch:
         with torch.no_grad():
             a, self.b = self.rows(at)
         self.a = a * region.scale  # rows over v = Wδ become rows over δ; their padding is far above the rounding of this product
-        self.slopes, self.inner = self.rows.used(at)
+        self.slopes, inner = self.rows.used(at)
+        self.inner = {i: tuple(inner_slopes(*pair, v[i].cpu().numpy()) for pair, v in inner.items()) for i in range(len(radius))}
         self.radius = torch.where(radius >= region.reach() * (1 + 1e-9), INF, radius)
         late = seconds is not None and time.monotonic() - begun > seconds
         return SearchStop.LIMIT if late and not run.stopped else SearchStop.COMPLETE
