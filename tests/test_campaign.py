@@ -125,7 +125,8 @@ def test_cases_come_from_seed_and_number_alone() -> None:
 
 def fake(c: Case, seed: int, count: int, folder: Path) -> dict[str, Any]:
     return {**c.words, "refused": None, "lower": "0.5", "upper": "1.0", "points": count, "unsound": int(c.number == 7), "rounding": 0, "A": "VALID", "B": "VALID",
-            "settled": "VALID", "reasons": [], "law": "scaled", "law_broken": False, "law_ratio": 1.0, "float32_flips": 0, "float32_excess": 0, "seconds": 0.1}  # fmt: skip
+            "settled": "VALID", "reasons": [], "law": "scaled", "law_broken": False, "law_ratio": 1.0, "float32_flips": 0, "float32_excess": 0,
+            "seconds": 0.1}  # fmt: skip
 
 
 def test_a_killed_campaign_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
+STEPS = 255  # of a slope of intermediate bounds: it is a multiple of 1/255, which a certificate writes as two digits
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,12 +25,12 @@ from formulations.errors import InputError
 from formulations.support import Region
 from verification._lirpa_compat import library
 from verification._lirpa_translate import blame, convert, float64_default, forget
+from verification.evidence import STEPS
 from verification.minorant import Minorant
 from verification.model import float64_copy, outputs
 
 SLACK = 1e-11  # of |b| + Σ|a||x0| and the margin's size, taken off every row: float64 rounding of the passes, and the checker's bound of its own
 INNER = 1 << 22  # pairs of neurons of which slopes of intermediate bounds are handed on
-STEPS = 255  # of a slope of intermediate bounds: it is a multiple of 1/255, which a certificate writes as two digits
 CARRIED = 1 << 17  # slopes of the margin rows of one input that are handed on: a certificate reads and hashes them all
 WIDE = (
     1 << 23

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from formulations.ball_box import affine_support, level
 from formulations.errors import InputError
 from formulations.support import Region
+from verification.evidence import STEPS
 from verification.relu_chain import ReluChain
 
 PAD = 1e-11  # of the terms of a bound, taken off it: float64 rounding of the pass stays far below
 PAIRS = 1 << 14  # pairs of neurons up to which every bounded neuron has slopes of its own; beyond, a layer shares one set
+TOLD = 1 << 18  # pairs up to which they are handed on
 
 
 class FixedRows(nn.Module):
@@ -71,21 +73,27 @@ class FrozenRows(nn.Module):
 
     @torch.no_grad()
     def used(self, radius: Tensor) -> tuple[tuple[Tensor, ...], dict[tuple[int, int], Tensor]]:
-        """(slopes, inner) of the rows at this radius, as a `Minorant` has them; inner where every bounded neuron has slopes of its own."""
+        """(slopes, inner) of the rows at this radius, as a `Minorant` has them; inner, as `round_inner` leaves it."""
         lines, n = self._lines(radius), len(self.get_buffer("s"))
         inner = {}
         for t, sets in enumerate(self.inner, start=1):
             width = self.get_buffer(f"W{t}").shape[0]
             for l, slope in enumerate(cast("nn.ParameterList", sets)):
-                if slope.shape[1] == 2 * width:
+                if width * slope.shape[2] <= TOLD:
                     open_ = (lines[l].up > 0) & (lines[l].up < 1)
-                    low = lines[l].low(slope).reshape(n, 2, width, -1)
-                    inner[t, l] = torch.where(open_[:, None, None], low, torch.nan)
+                    code = (slope * STEPS).round().to(torch.int16).expand(n, 2 * width, -1).reshape(n, 2, width, -1)
+                    inner[t, l] = torch.where(open_[:, None, None], code, -1)
         A, slopes = self.get_buffer("Q") @ self.get_buffer(f"W{self.depth}"), list[Tensor]()
         for l in reversed(range(self.depth)):
             slopes.insert(0, torch.where(A > 0, lines[l].low(self.slopes[l]), torch.where(A < 0, lines[l].up[:, None], 0.0)))
             A = (A * slopes[0]) @ self.get_buffer(f"W{l}")
         return tuple(slopes), inner
+
+    @torch.no_grad()
+    def round_inner(self) -> None:
+        """The α of the bounds under the rows as a certificate writes them, multiples of 1/255; any are sound."""
+        for slope in self.inner.parameters():
+            slope.copy_((slope.clamp(0.0, 1.0) * STEPS).round() / STEPS)
 
     @torch.no_grad()
     def project(self) -> None:

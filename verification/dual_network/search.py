@@ -45,6 +45,7 @@ class DualSearch:
             return SearchStop.INTERRUPTED
         region, radius = self.network.region, self.network.get_buffer("radius")
         at = torch.minimum(radius, region.limit)
+        self.rows.round_inner()
         with torch.no_grad():
             a, self.b = self.rows(at)
         self.a = a * region.scale  # rows over v = Wδ become rows over δ; their padding is far above the rounding of this product
