@@ -2,7 +2,8 @@ r"""The search for the nearest witness: sequential linearisation, then a monoton
 
 Approach. At a lane's point δ_k the row m + a·(δ − δ_k) ≤ 0 is met twice: by the shortest allowed δ, and by the allowed δ nearest to δ_k. The next point
 lies between the two (as in FAB, Croce & Hein 2020), asking the row to fall a little further. A lane that flips has arrived. The nearest
-rivals are also met in growing balls (growing.py).
+rivals are also met in growing balls (growing.py). At p = 1 single entries leap as well (leaping.py), and what was found walks along the boundary
+(walking.py).
 
 Polish. At a flipped point δ_k the row that fell is linearised and the program solved within |W(δ − δ_k)| ≤ r, then linearised again at its answer and
 solved once more (a second-order correction). δ_k is feasible there, so the new point is never longer, and by convexity neither is any point between the
@@ -30,9 +31,11 @@ from verification.attack.effort import Effort
 from verification.attack.folds import unfold
 from verification.attack.growing import grow
 from verification.attack.lanes import Lanes, distinct, place, smallest
+from verification.attack.leaping import leap
 from verification.attack.network import Network
 from verification.attack.regions import Hopper
 from verification.attack.subproblem import Subproblem
+from verification.attack.walking import walk
 from verification.relu_chain import ReluChain
 
 OVERSHOOT = 0.02  # while approaching, a row m is asked to fall by this much more of |m|
@@ -82,7 +85,10 @@ class Search:
         if self.effort.growing:
             # by how far they came, flipped or not: where slopes turn much, the nearest row is often the one that was not met
             near = lanes.take(smallest(lanes.who, self.norm_of(lanes.delta), self.effort.growing))
-            lanes = Lanes.join(lanes, grow(self, near, self.effort.growing_steps))
+            found = grow(self, near, self.effort.growing_steps)
+            if self.steps.boxes and self.norm.p == 1:
+                found = self._along(open_, found)
+            lanes = Lanes.join(lanes, found)
         if self.effort.probes:
             lanes = Lanes.join(lanes, self._probe(open_, self.effort.probes, 0))
         lost = everyone[~torch.isfinite(self.length)]
@@ -111,6 +117,12 @@ class Search:
         self._finish(lanes)
         if self.chain is not None:
             Hopper(self, self.chain).hop(lanes)
+
+    def _along(self, inputs: Tensor, found: Lanes) -> Lanes:
+        """The lanes found, leaps beside them, and walks along the boundary from the shortest of both in place of where they began."""
+        if self.effort.leaps:
+            found = Lanes.join(leap(self, inputs, self.effort.leaps, self.effort.leap_steps), found)
+        return walk(self, found, self.effort.walk) if self.effort.walk and len(found) else found
 
     def _aim(self, inputs: Tensor) -> tuple[Lanes, Tensor, Tensor]:
         """Lanes at the anchors, one for each of the rows that look nearest there, with their margins and gradients."""

@@ -33,10 +33,11 @@ PENALTY = {1.0: 1e4, 2.0: 1e3, INF: 1e4}  # price of the slack that lets a row s
 class Subproblem(Protocol):
     """Steps within the sets C_i of a batch of inputs. `anchor` (n, d) is a shortest point of each set: 0 where x0 is allowed.
 
-    `clips` says that the norm's balls and the sets are boxes.
+    `boxes` says that the sets are boxes, `clips` that the norm's balls are boxes too.
     """
 
     anchor: Tensor
+    boxes: bool
     clips: bool
 
     def step(
@@ -46,6 +47,9 @@ class Subproblem(Protocol):
 
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """(lanes,) distance to the row within a box around C: a guess at which rows are near, +inf where the box does not reach."""
+
+    def box(self, who: Tensor) -> tuple[Tensor, Tensor]:
+        """(lo, hi), (lanes, d) each: a box around C."""
 
     def outward(self, who: Tensor, point: Tensor, factor: Tensor) -> Tensor:
         """(lanes, d) points of C (lanes, d) moved from the anchor by `factor`, as far as the set is known to allow."""
@@ -71,6 +75,8 @@ def subproblem(norm: Norm, parts: Sequence[Part], n: int, d: int, device: torch.
 
 
 class BoxStep:
+    boxes = True
+
     def __init__(self, norm: Norm, parts: tuple[Part, ...], n: int, d: int, device: torch.device) -> None:
         lo, hi = (torch.tensor(np.broadcast_to(v, (n, d)).copy(), device=device) for v in bounding_box(parts, d))
         self.norm, self.parts, self.lo, self.hi = norm, parts, lo, hi
@@ -97,6 +103,9 @@ class BoxStep:
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return min_norm_box(a, b, self.lo[who], self.hi[who], self.norm).value
 
+    def box(self, who: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lo[who], self.hi[who]
+
     def outward(self, who: Tensor, point: Tensor, factor: Tensor) -> Tensor:
         base = self.anchor[who]
         return (base + factor[:, None] * (point - base)).clamp(self.lo[who], self.hi[who])
@@ -120,7 +129,7 @@ class BoxStep:
 class ProgramStep:
     """One more coordinate s, free in C and dear in the norm, lets the row a·δ − s + b ≤ 0 be met always: the program is never infeasible."""
 
-    clips = False
+    boxes = clips = False
 
     def __init__(self, norm: Norm, parts: tuple[Part, ...], n: int, d: int, device: torch.device) -> None:
         self.norm, self.parts, self.d, self.device = norm, parts, d, device
@@ -180,6 +189,9 @@ class ProgramStep:
     def distance(self, who: Tensor, a: Tensor, b: Tensor) -> Tensor:
         norm = Norm(2) if isinstance(self.norm, GroupNorm) else self.norm
         return min_norm_box(a, b, self._lo[who], self._hi[who], norm).value
+
+    def box(self, who: Tensor) -> tuple[Tensor, Tensor]:
+        return self._lo[who], self._hi[who]
 
     def outward(self, who: Tensor, point: Tensor, factor: Tensor) -> Tensor:
         base = self.anchor[who]

@@ -20,12 +20,13 @@ from verification.attack.effort import Effort
 from verification.attack.network import Network
 from verification.attack.regions import small_chain
 from verification.attack.search import Search
-from verification.attack.subproblem import BoxStep, Subproblem, subproblem
+from verification.attack.subproblem import Subproblem, subproblem
 from verification.decision import Decision
 from verification.model import batch_of, float64_copy
 
 CHUNK = 1 << 22  # numbers per array of lanes: larger batches are searched in chunks
 BOX_EFFORT = Effort()
+SPARSE_EFFORT = Effort(growing_steps=20, leaps=48, walk=((2, 20), (1, 60)))  # p = 1 over a box
 PROGRAM_EFFORT = Effort(
     rivals=5, steps=5, growing=1, growing_steps=10, folds=0, probes=0, lost_probes=8, samples=0, polish=((3, 3), (2, 8))
 )  # every step of a lane is a solver's run
@@ -68,7 +69,8 @@ def find_witness(
     n, d = len(inputs), inputs[0].numel()
     if decisions is not None and not isinstance(decisions, Decision) and len(decisions) != n:
         raise InputError(f"find_witness: {len(decisions)} decisions for {n} inputs; give one each, or one for all.")
-    size = max(1, CHUNK // (d * 2 * (effort or BOX_EFFORT).rivals))
+    most = effort or SPARSE_EFFORT
+    size = max(1, CHUNK // (d * max(2 * most.rivals, most.leaps)))
     starts = range(0, n, size)
     chain = small_chain(twin, tuple(inputs.shape[1:]), d, (effort or BOX_EFFORT).neurons) if (effort or BOX_EFFORT).regions else None
     answers, stop = [], Stop.COMPLETE
@@ -80,7 +82,7 @@ def find_witness(
             answers.append(_nothing(net))
             continue
         steps = subproblem(norm, relative_parts(constraints, d, net.x0.cpu().numpy(), net.n), net.n, d, place)
-        how = effort or (BOX_EFFORT if isinstance(steps, BoxStep) else PROGRAM_EFFORT)
+        how = effort or _default(steps, norm)
         deadline = INF if budget.seconds is None else begun + budget.seconds * (g + 1) / len(starts)
         tick = _ticker(progress, g * how.phases, len(starts) * how.phases)
         search = Search(net, steps, norm, budget, how, [_seed(seed, z) for z in net.x0.cpu().numpy()], deadline, tick, chain)
@@ -88,6 +90,12 @@ def find_witness(
         stop = ended if ended is not Stop.COMPLETE else stop
         answers.append(_checked(net, steps, norm, search.best, chosen, search.regions))
     return _joined(answers, stop, time.monotonic() - begun)
+
+
+def _default(steps: Subproblem, norm: Norm) -> Effort:
+    if not steps.boxes:
+        return PROGRAM_EFFORT
+    return SPARSE_EFFORT if norm.p == 1 else BOX_EFFORT
 
 
 _Answer = tuple[NDArray[Any], ...]  # the fields of `Witnesses` in order
