@@ -247,7 +247,7 @@ def _arguments(a: Real, b: Real, norm: Norm, *others: Real) -> tuple[Tensor, Ten
         if v.numel() and not bool(torch.isfinite(v.abs().amax())):
             bad = v[~torch.isfinite(v)][0].item()
             raise InputError(f"closed form: {name} holds {bad}; rows must be finite, drop the instance.")
-    return rows, level.reshape(-1).expand(len(rows)), torch.as_tensor(norm.scale(rows.shape[1]), dtype=rows.dtype, device=rows.device)
+    return rows, level.reshape(-1).expand(len(rows)), torch.tensor(norm.scale(rows.shape[1]), dtype=rows.dtype, device=rows.device)
 
 
 def _bounds(name: str, values: Real, like: Tensor) -> Tensor:
