@@ -12,12 +12,12 @@ edge scheme, the best split of z = u − σ²y gives −Σ φ_e*(z_e), where φ_
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.util import find_spec
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,10 +35,8 @@ SOLVERS = ("flow", "cuts", "pivots", "highs", "clarabel")
 _NETWORK = ("cuts", "pivots")
 _LARGE = 5000  # pixels from which one solve by pivots gains more than the half second that loading the compiled loops takes
 _PART = 128  # terms that are added in floating point before the exact sum
-_CLOSED, _TIGHT = (
-    1e-9,
-    1e-12,
-)  # relative gap, and violation as a share of the largest bound, above which pivots are not believed to have ended
+# pivots are not believed to have ended above this relative gap, or this violation as a share of the largest bound
+_CLOSED, _TIGHT = 1e-9, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,9 +249,14 @@ class LegProgram:
         )  # fmt: skip
 
 
+@cache
 def available() -> bool:
-    """Whether numba, which compiles the pivots, can be imported."""
-    return find_spec("numba") is not None
+    """Whether numba, which compiles the pivots, can be imported: one that is too old for this numpy says so only then."""
+    try:
+        importlib.import_module("numba")
+    except ImportError:
+        return False
+    return True
 
 
 def circulation_value(z: NDArray[np.int64], lo: Array, hi: Array) -> float:
