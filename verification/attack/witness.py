@@ -28,7 +28,7 @@ CHUNK = 1 << 22  # numbers per array of lanes: larger batches are searched in ch
 BOX_EFFORT = Effort()
 SPARSE_EFFORT = Effort(growing_steps=20, leaps=48, walk=((2, 20), (1, 60)))  # p = 1 over a box
 PROGRAM_EFFORT = Effort(
-    rivals=5, steps=5, growing=1, growing_steps=10, folds=2, probes=0, lost_probes=8, samples=0, polish=((3, 3), (2, 8))
+    rivals=5, steps=5, growing=1, growing_steps=10, folds=4, probes=0, lost_probes=8, samples=0, polish=((5, 3), (3, 8))
 )  # every step of a lane is a solver's run
 
 Progress = Callable[[int, int], None]
