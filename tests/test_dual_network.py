@@ -81,7 +81,7 @@ def fixed(norm, C, n=6, d=16, seed=0):
 def test_fixed_rows_reach_the_solvers_dual_value(norm, kind):
     """Within 500 steps: ≥ 99.9 % of every program's verified optimum, and never above the primal."""
     net, solved = fixed(norm, SETS[kind])
-    run = train(net, steps=1, splitting=499)
+    run = train(net, steps=1, settling=499)
     reached = np.isfinite(solved.value)
     assert reached.sum() >= 3
     assert (run.history[:, reached] <= solved.value[reached] * (1 + 1e-7)).all()

@@ -53,11 +53,11 @@ def measure(p: float, n: int, device: str = "cpu", steps: tuple[int, ...] = STEP
     target = min_norm(a, b, norm, C, x0).lower
     region = Region.build(norm, parts, np.zeros(n), d, count=n, device=device)
     rows = FixedRows(torch.tensor(a, device=device)[:, None], torch.tensor(b, device=device)[:, None])
-    DualNetwork(rows, norm, parts, region).split(20)  # warms torch and the device up
+    DualNetwork(rows, norm, parts, region).settle(20)  # warms torch and the device up
     lines: list[dict[str, Any]] = [_line(p, "Clarabel, one by one", n, alone, alone, np.ones(n))]
     for count in steps:
         network = DualNetwork(rows, norm, parts, region)
-        seconds = _clock(lambda net=network, k=count: net.split(k), device) / n  # type: ignore[misc]
+        seconds = _clock(lambda net=network, k=count: net.settle(k), device) / n  # type: ignore[misc]
         reached = network().detach().cpu().numpy() / target
         lines.append(_line(p, f"dual network, {count} steps", n, seconds, alone, reached))
     return pd.DataFrame(lines)

@@ -1,15 +1,16 @@
-r"""(diag(w₀) + Kᵀ diag(ω) K) x = r for a batch of weights over one sparse K: Cholesky on block-tridiagonal bands.
+r"""(diag(w) + Kᵀ diag(ω) K) x = r for a batch of weights over one sparse K: Cholesky factors of block-tridiagonal matrices.
 
-Reverse Cuthill–McKee brings the entries of KᵀK near the diagonal (a grid's into bands as wide as its short side); with blocks at least as wide as the band
+Reverse Cuthill–McKee brings the entries of KᵀK near the diagonal (those of a grid into bands as wide as its short side). With blocks as wide as the band
 
-    A_1 = L_1 L_1ᵀ,     B_k = A_{k+1,k} L_k⁻ᵀ,     A_{k+1} − B_k B_kᵀ = L_{k+1} L_{k+1}ᵀ
+    A₁ = L₁L₁ᵀ        B_k = A_{k+1,k} L_k⁻ᵀ        A_{k+1} − B_k B_kᵀ = L_{k+1}L_{k+1}ᵀ
 
-so d coordinates in blocks of s cost d s² instead of d³, in d/s steps that each serve the whole batch. Rows of K with many entries would fill the band and are
-left to the caller (`Bands.full`), who takes them as a border. A K that nothing brings near the diagonal is one block: a dense Cholesky.
+so that d coordinates in blocks of s cost d s² in place of d³, in d/s steps that each serve the whole batch. Rows of K with many entries would fill the bands:
+they are left to the caller (`full`), as a border.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,25 +19,22 @@ import torch
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
-FULL = 16  # entries of a row of K above which it is left to the border
-BLOCK = 16  # least size of a block: fewer, larger steps
+FULL = 16  # entries of a row of K above which it is left to the caller
+LEAST = 16  # size of a block, that there be few steps
 
 
 @dataclass(frozen=True, eq=False)
 class Bands:
-    """Where diag(w₀) + Kᵀ diag(ω) K has its entries.
+    """Where diag(w) + Kᵀ diag(ω) K has its entries, without the rows `full` (f,) of K.
 
-    full    rows of K (f,) that are left out
-    order   coordinate at each place (d,), −1 where a block is only filled up
-    size    of a block; steps: how many
-    entry   (e,) places of the lower entries in the storage of all blocks; weigh (e, d + m) sparse: from (w₀, ω) to them
+    size s of a block and their number; place (d,) of each coordinate; entry (e,) places of the lower entries in the blocks' storage, all diagonal blocks first;
+    weigh (e, d + m): from (w, ω) to the entries.
     """
 
     full: Tensor
-    order: Tensor
-    place: Tensor
     size: int
-    steps: int
+    blocks: int
+    place: Tensor
     entry: Tensor
     weigh: Tensor
 
@@ -45,83 +43,90 @@ class Bands:
         """The bands of K (m, d)."""
         m, d = K.shape
         count = np.diff(K.indptr)
-        thin = sp.diags((count <= FULL).astype(float)) @ K
+        thin = (sp.diags((count <= FULL).astype(float)) @ K).tocsr()
         thin.eliminate_zeros()
-        pattern = ((abs(thin.T) @ abs(thin)) + sp.identity(d)).tocsr()
-        order = np.asarray(reverse_cuthill_mckee(pattern, symmetric_mode=True), dtype=np.int64)
+        pattern = (abs(thin.T) @ abs(thin) + sp.identity(d)).tocsr()
         place = np.empty(d, dtype=np.int64)
-        place[order] = np.arange(d)
-        row, column = pattern.nonzero()
-        size = max(int(np.abs(place[row] - place[column]).max(initial=0)), min(BLOCK, d))
-        if 3 * size >= d:
-            size = d
-        steps = -(-d // size)
-        at, by, value = [np.arange(d)], [np.arange(d)], [np.ones(d)]
-        key = [place * steps * size + place]
-        thin = thin.tocsr()
-        for k in np.unique(np.diff(thin.indptr)):
-            rows = np.flatnonzero(np.diff(thin.indptr) == k)
-            if k == 0:
-                continue
-            entries = thin.indptr[rows][:, None] + np.arange(k)
-            where, what = place[thin.indices[entries]], thin.data[entries]
-            for p in range(k):
-                for q in range(k):
-                    lower = where[:, p] >= where[:, q]
-                    key.append((where[:, p] * steps * size + where[:, q])[lower])
-                    by.append(d + rows[lower])
-                    value.append((what[:, p] * what[:, q])[lower])
-        place_of, entry = np.unique(np.concatenate(key), return_inverse=True)
-        i, j = place_of // (steps * size), place_of % (steps * size)
-        below = i // size - j // size  # 0 or 1
-        storage = ((below * steps + j // size) * size + i % size) * size + j % size
-        weigh = sp.csr_matrix((np.concatenate(value), (entry, np.concatenate(by))), shape=(len(place_of), d + m))
-        filled = np.full(steps * size, -1)
-        filled[:d] = order
-        del at
-        return Bands(
-            torch.as_tensor(np.flatnonzero(count > FULL), device=device), torch.as_tensor(filled, device=device), torch.as_tensor(place, device=device),
-            size, steps, torch.as_tensor(storage, device=device),
-            torch.sparse_csr_tensor(torch.as_tensor(weigh.indptr.astype(np.int64)), torch.as_tensor(weigh.indices.astype(np.int64)), torch.as_tensor(weigh.data), weigh.shape, device=device),
-        )  # fmt: skip
+        place[reverse_cuthill_mckee(pattern, symmetric_mode=True)] = np.arange(d)
+        i, j = pattern.nonzero()
+        size = max(int(np.abs(place[i] - place[j]).max()), min(LEAST, d))
+        blocks = -(-d // size)
+        row, column, weight, value = _lower_entries(thin, place)
+        key, entry = np.unique(row * d + column, return_inverse=True)
+        row, column = key // d, key % d
+        block = column // size + blocks * (row // size - column // size)  # a diagonal block, or the one below it
+        weigh = sp.csr_matrix((value, (entry, weight)), shape=(len(key), d + m))
+        with warnings.catch_warnings():  # torch calls the format "beta", once per process
+            warnings.simplefilter("ignore", UserWarning)
+            indptr, indices = (torch.as_tensor(v.astype(np.int64), device=device) for v in (weigh.indptr, weigh.indices))
+            by = torch.sparse_csr_tensor(indptr, indices, torch.as_tensor(weigh.data, device=device), weigh.shape)
+        where = torch.as_tensor((block * size + row % size) * size + column % size, device=device)
+        full = torch.as_tensor(np.flatnonzero(count > FULL), device=device)
+        return Bands(full, size, blocks, torch.as_tensor(place, device=device), where, by)
 
-    def factor(self, w: Tensor) -> Factor:
-        """Of weights (R, d + m)."""
-        R, s, n = len(w), self.size, self.steps
-        flat = torch.zeros(R, (2 * n - 1) * s * s, dtype=w.dtype, device=w.device)
-        flat[:, self.entry] = (self.weigh @ w.T).T
-        store = flat.reshape(R, 2 * n - 1, s, s)
-        rest = torch.nonzero(self.order < 0).flatten()
-        store[:, n - 1, rest % s, rest % s] = 1.0
-        lower, below = [], []
+    def storage(self, count: int, like: Tensor) -> Tensor:
+        """Room for the blocks of `count` matrices, to be handed to `factor` again and again: the same entries are written each time."""
+        s, n = self.size, self.blocks
+        room = like.new_zeros(count, 2 * n - 1, s, s)
+        spare = torch.arange(len(self.place) % s or s, s, device=like.device)
+        room[:, n - 1, spare, spare] = 1.0
+        return room
+
+    def factor(self, weights: Tensor, room: Tensor) -> Factor:
+        """Of (w, ω) (R, d + m), ω of full rows left out of account; `room` for at least R."""
+        n, room = self.blocks, room[: len(weights)]
+        room.flatten(1)[:, self.entry] = (self.weigh @ weights.T).T
+        lower: list[Tensor] = []
+        below: list[Tensor] = []
+        failed = torch.zeros(len(weights), dtype=torch.bool, device=weights.device)
         for k in range(n):
-            A = store[:, k]
-            if k:
-                A = torch.baddbmm(A, below[-1], below[-1].mT, alpha=-1)
-            L = torch.linalg.cholesky_ex(A)[0]
+            A = torch.baddbmm(room[:, k], below[-1], below[-1].mT, alpha=-1) if k else room[:, k]
+            L, info = torch.linalg.cholesky_ex(A)
+            failed |= info != 0
             lower.append(L)
             if k < n - 1:
-                below.append(torch.linalg.solve_triangular(L, store[:, n + k].mT, upper=False).mT)
-        return Factor(self, lower, below)
+                below.append(torch.linalg.solve_triangular(L, room[:, n + k].mT, upper=False).mT)
+        return Factor(self, lower, below, failed)
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
+    """L_k and B_k of each block; `failed` (R,): not positive definite in floating point, so that what `solve` says of it is worth nothing."""
+
     bands: Bands
     lower: list[Tensor]
     below: list[Tensor]
+    failed: Tensor
 
     def solve(self, r: Tensor) -> Tensor:
         """x (R, d, c) for right sides r (R, d, c)."""
-        b = self.bands
-        s, n, d = b.size, b.steps, r.shape[1]
-        full = torch.zeros(len(r), n * s, r.shape[2], dtype=r.dtype, device=r.device)
-        full[:, b.place] = r
-        parts = list(full.reshape(len(r), n, s, -1).unbind(1))
+        place, s, n = self.bands.place, self.bands.size, self.bands.blocks
+        x = r.new_zeros(len(r), n * s, r.shape[2])
+        x[:, place] = r
+        parts = list(x.reshape(len(r), n, s, -1).unbind(1))
         for k in range(n):
-            v = parts[k] if not k else torch.baddbmm(parts[k], self.below[k - 1], parts[k - 1], alpha=-1)
+            v = torch.baddbmm(parts[k], self.below[k - 1], parts[k - 1], alpha=-1) if k else parts[k]
             parts[k] = torch.linalg.solve_triangular(self.lower[k], v, upper=False)
-        for k in range(n - 1, -1, -1):
-            v = parts[k] if k == n - 1 else torch.baddbmm(parts[k], self.below[k].mT, parts[k + 1], alpha=-1)
+        for k in reversed(range(n)):
+            v = torch.baddbmm(parts[k], self.below[k].mT, parts[k + 1], alpha=-1) if k < n - 1 else parts[k]
             parts[k] = torch.linalg.solve_triangular(self.lower[k].mT, v, upper=True)
-        return torch.cat(parts, 1)[:, b.place]
+        return torch.cat(parts, 1)[:, place]
+
+
+def _lower_entries(K: sp.csr_matrix, place: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(row, column, index of the weight in (w, ω), factor) of every term of the lower half, rows and columns by `place`."""
+    d = K.shape[1]
+    rows, columns, weights, values = [place], [place], [np.arange(d)], [np.ones(d)]
+    count = np.diff(K.indptr)
+    for k in np.unique(count[count > 0]):
+        of = np.flatnonzero(count == k)
+        entries = K.indptr[of][:, None] + np.arange(k)
+        where, what = place[K.indices[entries]], K.data[entries]
+        for p in range(k):
+            for q in range(k):
+                low = where[:, p] >= where[:, q]
+                rows.append(where[low, p])
+                columns.append(where[low, q])
+                weights.append(d + of[low])
+                values.append((what[:, p] * what[:, q])[low])
+    return tuple(np.concatenate(v) for v in (rows, columns, weights, values))

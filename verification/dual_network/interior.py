@@ -1,293 +1,171 @@
-r"""Multipliers of  min f(v)  s.t.  â·v ≤ h,  v ∈ box,  K v ∈ S  for polyhedral S, by a primal–dual interior point method on a batch (Mehrotra 1992)."""
+r"""Multipliers of  min ‖v‖  s.t.  a·v + b ≤ 0,  v ∈ box,  K v ∈ S  for polyhedral S, by interior points, for a batch of programs (‖·‖²/2 for p = 2).
+
+Linear (p = 1, ∞) and degenerate, these are the programs that splitting is slow on. Mehrotra's (1992) predictor and corrector from an infeasible start: with
+residuals of the inequalities and slopes of the Lagrangian (inequalities.py), μ the mean of y z and σ = (μ after the predictor/μ)³,
+
+    predictor    y z → 0,        corrector    y z → σμ − Δy Δz        each by one Newton step, then as far as y, z > 0 allow, y and z apart where f is linear.
+
+Any multiplier gives a bound, so nothing here has to be exact: `value`, the verified bound, judges the iterates, and the best is kept.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from formulations.coupling import Ball, Coupling, Rows
+from formulations.coupling import Coupling, CutCoupling
 from formulations.norms import INF
 from verification.dual_network.bands import Bands
+from verification.dual_network.inequalities import Inequalities, polyhedral
 
+WIDEST, BORDER = 256, 48  # block, and full rows, up to which a step is cheap
+WIDEN = 1e-9  # of the size of the change: sets without an inside, such as equations, are given one
+BACK = 0.995  # of the way to where y or z would vanish
+NEAR, EVERY = 0.05, 5  # a look at the bound: where Σ y z is below this part of f, and of all every few steps
+DONE = 1e-6  # relative gap of the bound to f of a nearly feasible v, below which a program leaves
+STEPS = 100
+CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}  # numbers in one temporary
 TINY = 1e-300
-OPT = {}
-WIDEN = 1e-9
-BACK = 0.995
-DONE = 1e-6
+
+
+def bands_for(link: Coupling) -> Bands | None:
+    """The bands of K where interior points suit its pieces: polyhedral, and cheap to factor."""
+    if not polyhedral(link.blocks):
+        return None
+    bands = Bands.of(sp.csr_matrix(link.K.to_dense().cpu().numpy()), link.K.device)
+    return bands if bands.size <= WIDEST and len(bands.full) <= BORDER else None
 
 
 def interior_multipliers(
-    a: Tensor, b: Tensor, lo: Tensor, hi: Tensor, p: float, link: Coupling, value: Callable[[Tensor, Tensor], Tensor], steps: int, log=None
+    a: Tensor, b: Tensor, lo: Tensor, hi: Tensor, p: float, link: Coupling, bands: Bands, value: Callable[[Tensor, Tensor], Tensor], steps: int
 ) -> tuple[Tensor, Tensor]:
+    """(u (R, m), bound (R,)): the best multipliers of the pieces of C, over the row's own, that were met in at most so many steps (never more than STEPS).
+
+    a (R, d), b (R,), box (R, d); `link` for the same programs and the `bands_for` it; `value(u, index)` the verified bound of the programs at `index`.
+    """
     R, d = a.shape
-    m = link.size
-    size = torch.linalg.vector_norm(a, dim=-1).clamp(min=TINY)
-    cut, h = a / size[:, None], -b / size
-    dense = link.K.to_dense().cpu().numpy()
-    K = sp.csr_matrix(dense)
-    bands = Bands.of(K, a.device)
-    at = torch.arange(R, device=a.device)
-    best = torch.zeros(R, m, dtype=a.dtype, device=a.device)
-    bound = value(best, at)
-    # constraint table
-    one = [(w, q) for w, q in link.blocks if isinstance(q, Ball) and q.p == 1]
-    ranges = []
-    for w, q in link.blocks:
-        if isinstance(q, Rows):
-            u = q.h[:, 0].expand(R, -1)
-            ranges.append((w, -u if q.equality else torch.full_like(u, INF), u))  # lower given as bound on -Kv
-        elif q.p == INF:
-            e, rho = q.e[:, 0].expand(R, -1), q.rho.expand(R, 1)
-            ranges.append((w, rho + e, rho - e))
-    start = torch.minimum(torch.maximum(cut * h[:, None], lo), hi)
-    unit = start.abs().amax(-1, keepdim=True).clamp(min=1e-9)  # (R,1)
-    up, down = [hi], [-lo]
-    for w, l, u in ranges:
-        up.append(u); down.append(l)
-    # variables: v (d), g (d | 1 | 0), s per ball
-    G = _Cons(K=link, p=p, d=d, ranges=[w for w, _, _ in ranges], ones=[w for w, _ in one], cut=cut)
-    hs = [hi, -lo]
-    if p != 2:
-        zero = torch.zeros(R, d, dtype=a.dtype, device=a.device); hs += [zero, zero]
-    for w, l, u in ranges: hs += [u, l]
-    for w, q in one:
-        e = q.e[:, 0].expand(R, -1); hs += [-e, e]
-    for w, q in one: hs.append(q.rho.expand(R, 1))
-    hs.append(h[:, None])
-    H = torch.cat(hs, -1)
-    mask = torch.isfinite(H)
-    H = torch.where(mask, H, 0.0)
-    H = H + torch.where(mask, WIDEN * unit, 0.0)
-    # start
-    v = start.clone()
-    g = v.abs() + unit if p == 1 else (2 * v.abs().amax(-1, keepdim=True) if p == INF else v[:, :0])
-    w_ = link.apply(v)
-    s = []
-    for (w, q) in one:
-        e = q.e[:, 0].expand(R, -1); s.append((w_[:, w] + e).abs() + q.rho.expand(R,1) / (w.stop - w.start))
-    Gx = G.apply(v, g, s)
-    floor = 0.1 * unit
-    for_floor = torch.ones_like(H)
-    y = torch.maximum(H - Gx, 0.1 * unit * for_floor)
-    n1 = d if p == INF else 1
-    if p == 2:
-        mu = (0.1*unit * v.abs().mean(-1, keepdim=True)).clamp(min=1e-12)
-    else:
-        mu = unit * 0.5 / n1
-    z = mu / y
-    if p == 1: z[:, G.pos] = 0.5; z[:, G.neg] = 0.5
-    if p == INF: z[:, G.pos] = 0.5 / d; z[:, G.neg] = 0.5 / d
-    y = torch.where(mask, y, 1.0); z = torch.where(mask, z, 0.0)
-    st = dict(v=v, g=g, s=s, y=y, z=z)
-    N = mask.sum(-1, keepdim=True).to(a.dtype)
-    ap_old = None
-    for it in range(steps):
-        # residuals
-        q_ = v if p == 2 else torch.zeros_like(v)
-        gv, gg, gs = G.back(z)
-        rv = q_ + gv
-        rg = (1 + gg) if p != 2 else gg
-        rs = gs
-        Gx = G.apply(v, g, s)
-        rp = (Gx + y - H) * mask
-        mu = (y * z).sum(-1, keepdim=True) / N
-        f = v.abs().sum(-1) if p == 1 else v.abs().amax(-1) if p == INF else v.norm(dim=-1)
-        # look
-        lam = z[:, -1:] / size[at, None]
-        u = G.multipliers(z) / lam.clamp(min=TINY)
-        fo = f if p != 2 else f*f/2
-        near = ((mu * N)[:, 0] <= 0.05 * fo)
-        new = bound[at]
-        if bool(near.any()):
-            ix = torch.nonzero(near).flatten()
-            new = new.clone(); new[ix] = value(torch.nan_to_num(u[ix], 0., 0., 0.), at[ix])
-            better = new > bound[at]
-            best[at[better]], bound[at[better]] = u[better], new[better]
-        if log is not None:
-            log.append((it, at.clone(), mu[:, 0].clone(), rp.abs().amax(-1), rv.abs().amax(-1), f.clone(), bound[at].clone()))
-        settled = ((rp.abs().amax(-1) <= 1e-6 * f) & (bound[at] >= f * (1 - DONE))) | ~torch.isfinite(bound[at]) | ~torch.isfinite(mu[:, 0]) | ((mu*N)[:,0] <= 1e-9 * fo)
-        if bool(settled.all()): break
-        if settled.float().mean() > 0.2:
-            k = torch.nonzero(~settled).flatten()
-            v, g, y, z, H, mask, N, at, unit = (t[k] for t in (v, g, y, z, H, mask, N, at, unit))
-            if ap_old is not None: ap_old, ad_old = ap_old[k], ad_old[k]
-            s = [t[k] for t in s]; rv, rg, rp, mu = rv[k], rg[k], rp[k], mu[k]; rs = [t[k] for t in rs]
-            G = G.take(k)
-        W = z / y
-        fac = G.factor(W, 1 / y, z, bands)
-        # predictor
-        rc = y * z
-        dv, dg, ds, dz = fac(rv, rg, rs, rp, rc)
-        dy = (-(rc + y * dz) / z.clamp(min=TINY)) * mask
-        dz = dz * mask
-        ap, ad = _length(y, dy, mask), _length(z, dz, mask)
-        if p == 2: ap = ad = torch.minimum(ap, ad)
-        mua = ((y + ap * dy) * (z + ad * dz) * mask).sum(-1, keepdim=True) / N
-        sigma = ((mua / mu).clamp(0, 1) ** OPT.get('pow',3)).clamp(min=OPT.get('smin',0.))
-        if OPT.get('fb') and it and ap_old is not None:
-            short = torch.minimum(ap_old, ad_old) < OPT['fb']
-            sigma = torch.where(short, torch.maximum(sigma, sigma*0 + OPT['fs']), sigma); so_ = torch.where(short, 0., 1.)
-        else: so_ = 1.
-        rc = (y * z + so_ * OPT.get('so',lambda a,b:1.)(ap,ad) * dy * dz - sigma * mu) * mask
-        dv, dg, ds, dz = fac(rv, rg, rs, rp, rc)
-        dy = (-(rc + y * dz) / z.clamp(min=TINY)) * mask
-        dz = dz * mask
-        ap, ad = (OPT.get('back',BACK) * _length(y, dy, mask)).clamp(max=1), (OPT.get('back',BACK) * _length(z, dz, mask)).clamp(max=1)
-        for _ in range(OPT.get('gond', 0)):
-            apt, adt = (ap + OPT.get('gd', .3)).clamp(max=1), (ad + OPT.get('gd', .3)).clamp(max=1)
-            yt, zt = y + apt * dy, z + adt * dz
-            vt = yt * zt
-            goal = sigma * mu
-            tt = torch.where(vt < .1 * goal, .1 * goal - vt, torch.where(vt > 10 * goal, 10 * goal - vt, 0.)) * mask
-            tt = torch.maximum(tt, -10 * goal)
-            rc2 = rc - tt
-            c_ = fac(rv, rg, rs, rp, rc2)
-            dy2 = (-(rc2 + y * c_[3]) / z.clamp(min=TINY)) * mask
-            dz2 = c_[3] * mask
-            ap2, ad2 = (BACK * _length(y, dy2, mask)).clamp(max=1), (BACK * _length(z, dz2, mask)).clamp(max=1)
-            ok = (torch.minimum(ap2,ad2) >= torch.minimum(ap,ad)*1.01) | (ap2 + ad2 > ap + ad)
-            pick = lambda new, old: torch.where(ok, new, old)
-            dv, dg, ds = pick(c_[0], dv), pick(c_[1], dg), [pick(x, o) for x, o in zip(c_[2], ds)]
-            dy, dz, ap, ad, rc = pick(dy2, dy), pick(dz2, dz), pick(ap2, ap), pick(ad2, ad), pick(rc2, rc)
-        ap_old, ad_old = ap, ad
-        if OPT.get('eq'): ap = ad = torch.minimum(ap, ad)
-        if log is not None: log[-1] = (*log[-1], ap, ad, sigma)
-        if p == 2: ap = ad = torch.minimum(ap, ad)
-        v, g, y = v + ap * dv, g + ap * dg, y + ap * dy
-        s = [t + ap * dt for t, dt in zip(s, ds)]
-        z = z + ad * dz
+    best = torch.zeros(R, link.size, dtype=a.dtype, device=a.device)
+    bound = value(best, torch.arange(R, device=a.device))
+    open_ = torch.nonzero((b > 0) & torch.isfinite(bound) & (a != 0).any(-1)).flatten()
+    numbers = 4 * (d + link.size) + (2 * bands.blocks - 1) * bands.size**2
+    for at in open_.split(max(1, CHUNK.get(a.device.type, CHUNK["cpu"]) // numbers)):
+        size = torch.linalg.vector_norm(a[at], dim=-1, keepdim=True)
+        cut, h = a[at] / size, -b[at, None] / size
+        path = _Path(_start(CutCoupling.of(link.take(at), cut[:, None], h[:, None]), lo[at], hi[at], h, p, bands), at, size)
+        path.follow(min(steps, STEPS), best, bound, value)
     return best, bound
 
 
-def _length(y, dy, mask):
-    r = torch.where(mask & (dy < 0), -y / dy, INF).amin(-1, keepdim=True)
-    return r.clamp(max=1.0)
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """v (R, d), caps c, slacks y and multipliers z of the inequalities, and the steps' equations."""
+
+    of: Inequalities
+    bands: Bands
+    room: Tensor
+    v: Tensor
+    c: Tensor
+    y: Tensor
+    z: Tensor
+
+    def take(self, index: Tensor) -> _Point:
+        return replace(self, of=self.of.take(index), v=self.v[index], c=self.c[index], y=self.y[index], z=self.z[index])
+
+    def change(self) -> Tensor:
+        """‖v‖ (R,)."""
+        length: Tensor = torch.linalg.vector_norm(self.v, self.of.p, dim=-1)
+        return length
+
+    def mean(self) -> Tensor:
+        """μ (R, 1)."""
+        return (self.y * self.z).sum(-1, keepdim=True) / self.of.finite.sum(-1, keepdim=True)
+
+    def residual(self) -> Tensor:
+        return torch.where(self.of.finite, self.of.apply(self.of.image(self.v), self.c) + self.y - self.of.h, 0.0)
+
+    def step(self, residual: Tensor, mu: Tensor) -> tuple[_Point, Tensor]:
+        """(the next point, whose equations could not be solved (R,))."""
+        of, y, z = self.of, self.y, self.z
+        newton, slopes = of.newton(y, z, self.bands, self.room), of.slopes(self.v, z)
+        products = y * z
+        for corrector in (False, True):
+            dv, dc, dz = newton.step(slopes, residual, products)
+            dz = torch.where(of.finite, dz, 0.0)
+            dy = torch.where(of.finite, -(products + y * dz) / z, 0.0)
+            far, up = _room(y, dy), _room(z, dz)
+            if corrector:
+                break
+            if of.p == 2:
+                far = up = torch.minimum(far, up)
+            after = ((y + far * dy) * (z + up * dz) * of.finite).sum(-1, keepdim=True) / of.finite.sum(-1, keepdim=True)
+            sigma = (after / mu).clamp(0, 1) ** 3
+            products = torch.where(of.finite, y * z + dy * dz - sigma * mu, 0.0)
+        far, up = (BACK * far).clamp(max=1), (BACK * up).clamp(max=1)
+        if of.p == 2:
+            far = up = torch.minimum(far, up)
+        return replace(self, v=self.v + far * dv, c=self.c + far * dc, y=y + far * dy, z=z + up * dz), newton.failed
 
 
 @dataclass(eq=False)
-class _Cons:
-    K: Coupling
-    p: float
-    d: int
-    ranges: list
-    ones: list
-    cut: Tensor
+class _Path:
+    """The programs that are still under way: where they are, which they are, and the lengths of their rows (R, 1)."""
 
-    def __post_init__(self):
-        i = 0
-        def nxt(n):
-            nonlocal i
-            r = slice(i, i + n); i += n; return r
-        d = self.d
-        self.hi, self.lo = nxt(d), nxt(d)
-        if self.p != 2: self.pos, self.neg = nxt(d), nxt(d)
-        self.rng = [(nxt(w.stop - w.start), nxt(w.stop - w.start)) for w in self.ranges]
-        self.pairs = [(nxt(w.stop - w.start), nxt(w.stop - w.start)) for w in self.ones]
-        self.budgets = [nxt(1) for w in self.ones]
-        self.row = nxt(1)
-        self.n = i
+    now: _Point
+    at: Tensor
+    size: Tensor
 
-    def take(self, k):
-        return _Cons(self.K, self.p, self.d, self.ranges, self.ones, self.cut[k])
+    def follow(self, steps: int, best: Tensor, bound: Tensor, value: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Steps, and looks at the bound on the way: better ones are written into `best` and `bound`."""
+        failed = torch.zeros_like(self.at, dtype=torch.bool)
+        for k in range(steps + 1):
+            now, mu = self.now, self.now.mean()
+            f = now.change()
+            gap = (now.of.finite.sum(-1) * mu[:, 0]) / (f.square() / 2 if now.of.p == 2 else f)
+            self.look(torch.nonzero((gap <= NEAR) | failed | (k % EVERY == EVERY - 1) | (k == steps)).flatten(), best, bound, value)
+            residual, reached = now.residual(), bound[self.at]
+            settled = (gap <= DONE) & (residual.abs().amax(-1) <= DONE * f) & ((reached >= f * (1 - DONE)) | (gap <= DONE * DONE))
+            left = torch.nonzero(~(settled | failed) & torch.isfinite(reached) & torch.isfinite(mu[:, 0])).flatten()
+            if k == steps or not len(left):
+                return
+            if len(left) < len(self.at):
+                self.now, self.at, self.size = now.take(left), self.at[left], self.size[left]
+                residual, mu = residual[left], mu[left]
+            self.now, failed = self.now.step(residual, mu)
 
-    def apply(self, v, g, s):
-        w = self.K.apply(v)
-        out = [v, -v]
-        if self.p != 2: out += [v - g, -v - g]
-        for r in self.ranges: out += [w[:, r], -w[:, r]]
-        for r, t in zip(self.ones, s): out += [w[:, r] - t, -w[:, r] - t]
-        out += [t.sum(-1, keepdim=True) for t in s]
-        out.append((self.cut * v).sum(-1, keepdim=True))
-        return torch.cat(out, -1)
+    def look(self, some: Tensor, best: Tensor, bound: Tensor, value: Callable[[Tensor, Tensor], Tensor]) -> None:
+        if not len(some):
+            return
+        now, at = self.now, self.at[some]
+        z = now.of.multipliers(now.z[some])[:, now.v.shape[1] :]
+        u = torch.nan_to_num(z[:, :-1] / (z[:, -1:] / self.size[some]).clamp(min=TINY), 0.0, 0.0, 0.0)
+        new = value(u, at)
+        better = new > bound[at]
+        best[at[better]], bound[at[better]] = u[better], new[better]
 
-    def multipliers(self, z):
-        u = torch.zeros(len(z), self.K.size, dtype=z.dtype, device=z.device)
-        for r, (i, j) in zip(self.ranges, self.rng): u[:, r] = z[:, i] - z[:, j]
-        for r, (i, j) in zip(self.ones, self.pairs): u[:, r] = z[:, i] - z[:, j]
-        return u
 
-    def back(self, z):
-        v = z[:, self.hi] - z[:, self.lo] + self.K.back(self.multipliers(z)) + z[:, self.row] * self.cut
-        if self.p == 2: g = z[:, :0]
-        else:
-            v = v + z[:, self.pos] - z[:, self.neg]
-            g = -(z[:, self.pos] + z[:, self.neg])
-            if self.p == INF: g = g.sum(-1, keepdim=True)
-        s = [z[:, q] - z[:, i] - z[:, j] for q, (i, j) in zip(self.budgets, self.pairs)]
-        return v, g, s
+def _start(link: CutCoupling, lo: Tensor, hi: Tensor, h: Tensor, p: float, bands: Bands) -> _Point:
+    """From the row's nearest point, brought into the box: slacks no less than a tenth of its size, multipliers as if optimal for the norm, y z even for others."""
+    d = lo.shape[1]
+    v = torch.minimum(torch.maximum(link.cut[:, 0] * h, lo), hi)
+    unit = torch.maximum(v.abs().amax(-1, keepdim=True), h.abs() * d**-0.5)
+    of = Inequalities.of(link, lo, hi, p, WIDEN * unit)
+    w = of.image(v)
+    caps = [v.abs() + unit] if p == 1 else [2 * unit.expand(-1, d)] if p == INF else []
+    budgets = of.parts(of.h)[-1]
+    caps += [(budgets[:, j : j + 1] / (ball.stop - ball.start)).expand(-1, ball.stop - ball.start) for j, ball in enumerate(of.balls)]
+    c = torch.cat(caps, -1) if caps else v[:, :0]
+    y = torch.where(of.finite, torch.maximum(of.h - of.apply(w, c), 0.1 * unit), 1.0)
+    mu = {1.0: 0.5 * unit, INF: 0.5 * unit / d}.get(p, 0.1 * unit * v.abs().mean(-1, keepdim=True).clamp(min=1e-9 * unit))
+    z = torch.where(of.finite, mu / y, 0.0)
+    for pairs in of.parts(z)[2:4]:
+        pairs[:, of.norm] = 0.5 if p == 1 else 0.5 / d
+    return _Point(of, bands, bands.storage(len(v), v), v, c, y, z)
 
-    def factor(self, W, iy, zz, bands):
-        R = len(W)
-        tot = lambda i, j: W[:, i] + W[:, j]
-        dif = lambda i, j: W[:, i] - W[:, j]
-        diag = tot(self.hi, self.lo)
-        om = torch.zeros(R, self.K.size, dtype=W.dtype, device=W.device)
-        C, Hd = [], []
-        if self.p == 2: diag = diag + 1
-        elif self.p == 1:
-            t = tot(self.pos, self.neg); diag = diag + 4 * W[:, self.pos] * W[:, self.neg] / t; thg = dif(self.pos, self.neg) / t
-        else:
-            t = tot(self.pos, self.neg); diag = diag + t; C.append(-dif(self.pos, self.neg)); Hd.append(t.sum(-1))
-        for r, (i, j) in zip(self.ranges, self.rng): om[:, r] = tot(i, j)
-        T, TH = [], []
-        for r, (i, j), q in zip(self.ones, self.pairs, self.budgets):
-            t = tot(i, j); om[:, r] = 4 * W[:, i] * W[:, j] / t; th = dif(i, j) / t
-            T.append(t); TH.append(th)
-            full = torch.zeros_like(om); full[:, r] = th
-            C.append(self.K.back(full)); Hd.append(-((1 / t).sum(-1) + 1 / W[:, q][:, 0]))
-        C.append(self.cut); Hd.append(-1 / W[:, self.row][:, 0])
-        F = bands.factor(torch.cat([diag, om], -1))
-        C = torch.stack(C, -1)  # R,d,k
-        Hm = torch.diag_embed(torch.stack(Hd, -1))
-        MC = F.solve(C)
-        S = Hm - C.mT @ MC
-        LU = torch.linalg.lu_factor_ex(S)[:2]
 
-        def solve(rv, rg, rs, rp, rc):
-            # dz = W G dx + q, q = W rp - rc/y ; rc/y with y>0 -> need y: W = z/y ; rc/y
-            q = W * rp - rc * iy
-            qd = lambda i, j: q[:, i] - q[:, j]
-            qs = lambda i, j: q[:, i] + q[:, j]
-            r1 = -rv - qd(self.hi, self.lo)
-            edge = torch.zeros_like(om)
-            r2 = []
-            if self.p == 1:
-                tg = tot(self.pos, self.neg)
-                g0 = (qs(self.pos, self.neg) - rg) / tg  # dg = thg dv + g0
-                r1 = r1 - (qd(self.pos, self.neg) - dif(self.pos, self.neg) * g0)
-            elif self.p == INF:
-                r1 = r1 - qd(self.pos, self.neg)
-                r2.append(qs(self.pos, self.neg).sum(-1) - rg[:, 0])
-            for r, (i, j) in zip(self.ranges, self.rng): edge[:, r] = qd(i, j)
-            S0 = []
-            for r, (i, j), b, t, th, r_s in zip(self.ones, self.pairs, self.budgets, T, TH, rs):
-                s0 = (qs(i, j) - r_s) / t  # ds = th dw + s0 - dzeta/t
-                S0.append(s0)
-                edge[:, r] = qd(i, j) - dif(i, j) * s0
-                r2.append(-rp[:, b][:, 0] + (rc[:, b] / zz[:, b])[:, 0] - s0.sum(-1))
-            r1 = r1 - self.K.back(edge)
-            r2.append(-rp[:, self.row][:, 0] + (rc[:, self.row] / zz[:, self.row])[:, 0])
-            r2 = torch.stack(r2, -1)
-            Mr = F.solve(r1[..., None])
-            db = torch.linalg.lu_solve(*LU, r2[..., None] - C.mT @ Mr)
-            dv = (Mr - MC @ db)[..., 0]
-            db = db[..., 0]
-            dw = self.K.apply(dv)
-            k = 0
-            if self.p == 1: dg = thg * dv + g0
-            elif self.p == INF: dg = db[:, :1]; k = 1
-            else: dg = dv[:, :0]
-            ds = []
-            for n_, (r, t, th, s0) in enumerate(zip(self.ones, T, TH, S0)):
-                ds.append(th * dw[:, r] + s0 - db[:, k + n_, None] / t)
-            Gdx = self.apply(dv, dg, ds)
-            dz = W * Gdx + q
-            for n_, b in enumerate(self.budgets): dz[:, b] = db[:, k + n_, None]
-            dz[:, self.row] = db[:, -1:]
-            return dv, dg, ds, dz
-        return solve
+def _room(y: Tensor, dy: Tensor) -> Tensor:
+    """How far y may go along dy, at most 1 (R, 1)."""
+    return torch.where(dy < 0, -y / dy, INF).amin(-1, keepdim=True).clamp(max=1.0)

@@ -24,11 +24,12 @@ from formulations.norms import INF, Array, GroupNorm, Norm
 from formulations.pieces import BallPiece, CustomPiece, Part, RowsPiece
 from formulations.solution import Solutions
 from formulations.support import Region, _fold_balls
+from verification.dual_network.interior import bands_for, interior_multipliers
 from verification.dual_network.layers import DualLayer, DualObjective, ProjectionLayer
 from verification.dual_network.rows import FixedRows, FrozenRows
 from verification.dual_network.splitting import split_multipliers
 
-SPLITTING = 400  # steps
+SETTLING = 400  # steps
 
 
 class DualNetwork(nn.Module):
@@ -117,8 +118,8 @@ class DualNetwork(nn.Module):
                         ball += 1
 
     @torch.no_grad()
-    def split(self, steps: int = SPLITTING) -> None:
-        """Multipliers by operator splitting on each row's program (splitting.py), kept where they are better than those there."""
+    def settle(self, steps: int = SETTLING) -> None:
+        """Multipliers of each row's program, by interior points where C is polyhedral (interior.py), else by splitting (splitting.py); kept where better."""
         if self.dual is None or self.projection is None or self.link is None or not steps:
             return
         link, projection = self.link, self.projection
@@ -134,8 +135,8 @@ class DualNetwork(nn.Module):
             found: Tensor = of(flat[index, None], level[index, None], *some(u[:, None], prices(every.take(index), u[:, None])))
             return found[:, 0]
 
-        before = self.objective(a, b, *self._multipliers())
-        u, found = split_multipliers(flat, level, lo, hi, self.region.p, every, bound, steps)
+        before, bands, program = self.objective(a, b, *self._multipliers()), bands_for(link), (flat, level, lo, hi, self.region.p, every)
+        u, found = split_multipliers(*program, bound, steps) if bands is None else interior_multipliers(*program, bands, bound, steps)
         better = (found.reshape(n, K) > before)[..., None]
         price = prices(every, u[:, None]).reshape(n, K, -1)
         self.dual.u.copy_(torch.where(better, u.reshape(n, K, -1) / size[..., None], self.dual.u))

@@ -16,7 +16,7 @@ from formulations.programs import relative_parts
 from formulations.sets.base import ConvexSet
 from formulations.support import Region
 from verification.decision import Decision
-from verification.dual_network.network import SPLITTING, DualNetwork
+from verification.dual_network.network import SETTLING, DualNetwork
 from verification.dual_network.rows import FrozenRows
 from verification.model import batch_of, decide, linearise, outputs, stack
 from verification.radius import FAR, check_inside
@@ -46,16 +46,16 @@ class DualTraining:
 
 
 def train(
-    network: DualNetwork, *, steps: int = STEPS, splitting: int = SPLITTING, rate: float = RATE, follow: float = FOLLOW, patience: int = PATIENCE,
+    network: DualNetwork, *, steps: int = STEPS, settling: int = SETTLING, rate: float = RATE, follow: float = FOLLOW, patience: int = PATIENCE,
     seconds: float | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> DualTraining:  # fmt: skip
     """Raises the bounds of all inputs by Adam (Kingma & Ba 2015), its rate falling along a half cosine; `follow` 0 keeps the radii.
 
-    Multipliers of coupled sets start from `splitting` steps of operator splitting (`DualNetwork.split`), or from where a warm start put them when that is better.
+    Multipliers of coupled sets start from at most `settling` steps on fixed slopes (`DualNetwork.settle`), or from where a warm start put them when that is better.
     """
     begun = time.monotonic()
     radius, moving = network.get_buffer("radius"), isinstance(network.rows, FrozenRows) and follow > 0
-    network.split(splitting)
+    network.settle(settling)
     best, since = torch.zeros_like(radius), torch.zeros_like(radius, dtype=torch.long)
     values, optimiser = network.values(), None  # the first pass fills the slopes in
     learnable = [p for p in network.parameters() if p.requires_grad]
