@@ -1,8 +1,9 @@
 """`lde bench dual`: the dual network on fixed rows, box and total variation at d = 784, beside Clarabel one program at a time.
 
 Clarabel's problem is set up once and its data updated in place; only update and solve are timed, on every program. The dual network takes all programs as one
-batch (verification/dual_network/splitting.py), for more and more steps; its bounds are verified, as Clarabel's multipliers are for the comparison, and what
-is told is the part of Clarabel's verified dual value that they reach. Times: seconds of the process's CPU on a CPU, of the wall clock on another device.
+batch (verification/dual_network/interior.py), for more and more steps, and is set up anew each time; its bounds are verified, as Clarabel's multipliers are for
+the comparison, and what is told is the part of Clarabel's verified dual value that they reach. Times: seconds of the process's CPU on a CPU, of the wall clock
+on another device.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from formulations.support import Region
 from lde_cvx.bench.table import show, write_whole
 from verification.dual_network import DualNetwork, FixedRows
 
-STEPS = (50, 100, 200, 500, 1000)
+STEPS = (10, 20, 30, 40, 100)
 SIDE = 28
 
 
@@ -86,7 +87,7 @@ def _clock(work: Callable[[], Any], device: str) -> float:
 def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Console | None = None) -> pd.DataFrame:
     """256 programs a norm (8 at d = 64 when quick); prints the table and writes `dual.csv` into `out`."""
     console = console or Console()
-    size = (8, device, (50, 200), 8) if quick else (256, device)
+    size = (8, device, (10, 40), 8) if quick else (256, device)
     frame = pd.concat([measure(p, *size) for p in (1.0, 2.0, INF)], ignore_index=True)  # type: ignore[arg-type]
     show(frame, f"dual network against Clarabel, box and TV, on {device}", console)
     console.print(str(write_whole(out / "dual.csv", lambda path: frame.to_csv(path, index=False))))

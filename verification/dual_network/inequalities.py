@@ -93,7 +93,8 @@ class Inequalities:
     def parts(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(up, down, plus, minus, budgets) of z (R, N)."""
         n, k = (sum(s.stop - s.start for s in of) for of in (self.ranges, self.pairs))
-        return z.split([n, n, k, k, len(self.balls)], -1)  # type: ignore[return-value]
+        up, down, plus, minus, budgets = torch.split(z, [n, n, k, k, len(self.balls)], -1)
+        return up, down, plus, minus, budgets
 
     def image(self, v: Tensor) -> Tensor:
         """w (R, d + m + 1)."""

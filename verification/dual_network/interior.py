@@ -41,7 +41,15 @@ def bands_for(link: Coupling) -> Bands | None:
 
 
 def interior_multipliers(
-    a: Tensor, b: Tensor, lo: Tensor, hi: Tensor, p: float, link: Coupling, bands: Bands, value: Callable[[Tensor, Tensor], Tensor], steps: int
+    a: Tensor,
+    b: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    p: float,
+    link: Coupling,
+    bands: Bands,
+    value: Callable[[Tensor, Tensor], Tensor],
+    steps: int,
 ) -> tuple[Tensor, Tensor]:
     """(u (R, m), bound (R,)): the best multipliers of the pieces of C, over the row's own, that were met in at most so many steps (never more than STEPS).
 
@@ -52,7 +60,7 @@ def interior_multipliers(
     bound = value(best, torch.arange(R, device=a.device))
     open_ = torch.nonzero((b > 0) & torch.isfinite(bound) & (a != 0).any(-1)).flatten()
     numbers = 4 * (d + link.size) + (2 * bands.blocks - 1) * bands.size**2
-    for at in open_.split(max(1, CHUNK.get(a.device.type, CHUNK["cpu"]) // numbers)):
+    for at in torch.split(open_, max(1, CHUNK.get(a.device.type, CHUNK["cpu"]) // numbers)):
         size = torch.linalg.vector_norm(a[at], dim=-1, keepdim=True)
         cut, h = a[at] / size, -b[at, None] / size
         path = _Path(_start(CutCoupling.of(link.take(at), cut[:, None], h[:, None]), lo[at], hi[at], h, p, bands), at, size)
