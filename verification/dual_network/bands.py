@@ -86,31 +86,39 @@ class Bands:
             lower.append(L)
             if k < n - 1:
                 below.append(torch.linalg.solve_triangular(L, room[:, n + k].mT, upper=False).mT)
-        return Factor(self, lower, below, failed)
+        return Factor.of(self, torch.stack(lower), torch.stack(below) if below else room[:, :0].transpose(0, 1), failed)
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """L_k and B_k of each block; `failed` (R,): not positive definite in floating point, so that what `solve` says of it is worth nothing."""
+    """L⁻¹ of each block (blocks, R, s, s), and −L_{k+1}⁻¹B_k and −L_k⁻ᵀB_kᵀ, so that a solution is two products for all blocks at once and a chain of two
+    small ones a block. `failed` (R,): not positive definite in floating point, so that what `solve` says of it is worth nothing.
+    """
 
     bands: Bands
-    lower: list[Tensor]
-    below: list[Tensor]
+    inverse: Tensor
+    down: Tensor
+    up: Tensor
     failed: Tensor
+
+    @staticmethod
+    def of(bands: Bands, lower: Tensor, below: Tensor, failed: Tensor) -> Factor:
+        one = torch.eye(bands.size, dtype=lower.dtype, device=lower.device)
+        inverse = torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False)
+        return Factor(bands, inverse, -(inverse[1:] @ below), -(below @ inverse[:-1]).mT, failed)
 
     def solve(self, r: Tensor) -> Tensor:
         """x (R, d, c) for right sides r (R, d, c)."""
         place, s, n = self.bands.place, self.bands.size, self.bands.blocks
-        x = r.new_zeros(len(r), n * s, r.shape[2])
-        x[:, place] = r
-        parts = list(x.reshape(len(r), n, s, -1).unbind(1))
-        for k in range(n):
-            v = torch.baddbmm(parts[k], self.below[k - 1], parts[k - 1], alpha=-1) if k else parts[k]
-            parts[k] = torch.linalg.solve_triangular(self.lower[k], v, upper=False)
-        for k in reversed(range(n)):
-            v = torch.baddbmm(parts[k], self.below[k].mT, parts[k + 1], alpha=-1) if k < n - 1 else parts[k]
-            parts[k] = torch.linalg.solve_triangular(self.lower[k].mT, v, upper=True)
-        return torch.cat(parts, 1)[:, place]
+        full = r.new_zeros(n * s, len(r), r.shape[2])
+        full[place] = r.transpose(0, 1)
+        x = self.inverse @ full.reshape(n, s, len(r), -1).transpose(1, 2)
+        for k in range(1, n):
+            x[k].baddbmm_(self.down[k - 1], x[k - 1])
+        x = self.inverse.mT @ x
+        for k in reversed(range(n - 1)):
+            x[k].baddbmm_(self.up[k], x[k + 1])
+        return x.transpose(1, 2).reshape(n * s, len(r), -1)[place].transpose(0, 1)
 
 
 def _lower_entries(K: sp.csr_matrix, place: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -25,7 +25,7 @@ from verification.dual_network.inequalities import Inequalities, polyhedral
 WIDEST, BORDER = 256, 48  # block, and full rows, up to which a step is cheap
 WIDEN = 1e-9  # of the size of the change: sets without an inside, such as equations, are given one
 BACK = 0.995  # of the way to where y or z would vanish
-NEAR, EVERY = 0.05, 5  # a look at the bound: where Σ y z is below this part of f, and of all every few steps
+NEAR, EVERY = 1e-5, 5  # a look at the bound: where Σ y z is below this part of f, and of all every few steps
 DONE = 1e-6  # relative gap of the bound to f of a nearly feasible v, below which a program leaves
 STEPS = 100
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}  # numbers in one temporary
