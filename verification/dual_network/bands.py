@@ -1,4 +1,4 @@
-r"""(diag(w) + Kᵀ diag(ω) K) x = r for a batch of weights over one sparse K: Cholesky factors of block-tridiagonal matrices.
+r"""(diag(w) + Kᵀ Ω K) x = r for a batch of weights over one sparse K: Cholesky factors of block-tridiagonal matrices. Ω is diagonal but for chosen pairs of rows.
 
 Reverse Cuthill–McKee brings the entries of KᵀK near the diagonal (those of a grid into bands as wide as its short side). With blocks as wide as the band
 
@@ -25,10 +25,10 @@ LEAST = 16  # size of a block, that there be few steps
 
 @dataclass(frozen=True, eq=False)
 class Bands:
-    """Where diag(w) + Kᵀ diag(ω) K has its entries, without the rows `full` (f,) of K.
+    """Where diag(w) + Kᵀ Ω K has its entries, without the rows `full` (f,) of K.
 
     size s of a block and their number; place (d,) of each coordinate; entry (e,) places of the lower entries in the blocks' storage, all diagonal blocks first;
-    weigh (e, d + m): from (w, ω) to the entries.
+    weigh (e, d + m + l): from w, Ω's diagonal and its entries at the pairs to the entries.
     """
 
     full: Tensor
@@ -39,23 +39,25 @@ class Bands:
     weigh: Tensor
 
     @staticmethod
-    def of(K: sp.csr_matrix, device: torch.device) -> Bands:
-        """The bands of K (m, d)."""
+    def of(K: sp.csr_matrix, device: torch.device, pairs: np.ndarray | None = None) -> Bands:
+        """The bands of K (m, d), where Ω has entries at `pairs` (2, l) of rows too, none of them full."""
         m, d = K.shape
         count = np.diff(K.indptr)
         thin = (sp.diags((count <= FULL).astype(float)) @ K).tocsr()
         thin.eliminate_zeros()
-        pattern = (abs(thin.T) @ abs(thin) + sp.identity(d)).tocsr()
+        i, j = np.zeros((2, 0), dtype=np.int64) if pairs is None else pairs
+        meet = sp.identity(m) + sp.csr_matrix((np.ones(2 * len(i)), (np.append(i, j), np.append(j, i))), shape=(m, m))
+        pattern = (abs(thin.T) @ meet @ abs(thin) + sp.identity(d)).tocsr()
         place = np.empty(d, dtype=np.int64)
         place[reverse_cuthill_mckee(pattern, symmetric_mode=True)] = np.arange(d)
-        i, j = pattern.nonzero()
-        size = max(int(np.abs(place[i] - place[j]).max()), min(LEAST, d))
+        row, column = pattern.nonzero()
+        size = max(int(np.abs(place[row] - place[column]).max()), min(LEAST, d))
         blocks = -(-d // size)
-        row, column, weight, value = _lower_entries(thin, place)
+        row, column, weight, value = _lower_entries(thin, place, i, j)
         key, entry = np.unique(row * d + column, return_inverse=True)
         row, column = key // d, key % d
         block = column // size + blocks * (row // size - column // size)  # a diagonal block, or the one below it
-        weigh = sp.csr_matrix((value, (entry, weight)), shape=(len(key), d + m))
+        weigh = sp.csr_matrix((value, (entry, weight)), shape=(len(key), d + m + len(i)))
         with warnings.catch_warnings():  # torch calls the format "beta", once per process
             warnings.simplefilter("ignore", UserWarning)
             indptr, indices = (torch.as_tensor(v.astype(np.int64), device=device) for v in (weigh.indptr, weigh.indices))
@@ -73,7 +75,7 @@ class Bands:
         return room
 
     def factor(self, weights: Tensor, room: Tensor) -> Factor:
-        """Of (w, ω) (R, d + m), ω of full rows left out of account; `room` for at least R."""
+        """Of weights (R, d + m + l), those of full rows left out of account; `room` for at least R."""
         n, room = self.blocks, room[: len(weights)]
         room.flatten(1)[:, self.entry] = (self.weigh @ weights.T).T
         lower: list[Tensor] = []
@@ -121,20 +123,21 @@ class Factor:
         return x.transpose(1, 2).reshape(n * s, len(r), -1)[place].transpose(0, 1)
 
 
-def _lower_entries(K: sp.csr_matrix, place: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(row, column, index of the weight in (w, ω), factor) of every term of the lower half, rows and columns by `place`."""
-    d = K.shape[1]
+def _lower_entries(K: sp.csr_matrix, place: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(row, column, index of the weight, factor) of every term of the lower half, rows and columns by `place`: of w, of each row of K, of its rows i and j."""
+    m, d = K.shape
     rows, columns, weights, values = [place], [place], [np.arange(d)], [np.ones(d)]
     count = np.diff(K.indptr)
-    for k in np.unique(count[count > 0]):
-        of = np.flatnonzero(count == k)
-        entries = K.indptr[of][:, None] + np.arange(k)
-        where, what = place[K.indices[entries]], K.data[entries]
-        for p in range(k):
+    first, second = np.concatenate([np.arange(m), i]), np.concatenate([np.arange(m), j])
+    for n, k in np.unique(np.stack([count[first], count[second]]), axis=1).T:
+        of = np.flatnonzero((count[first] == n) & (count[second] == k))
+        left, right = K.indptr[first[of]][:, None] + np.arange(n), K.indptr[second[of]][:, None] + np.arange(k)
+        for p in range(n):
             for q in range(k):
-                low = where[:, p] >= where[:, q]
-                rows.append(where[low, p])
-                columns.append(where[low, q])
-                weights.append(d + of[low])
-                values.append((what[:, p] * what[:, q])[low])
+                x, y = place[K.indices[left[:, p]]], place[K.indices[right[:, q]]]
+                twice = np.where(of < m, x >= y, 1 + (x == y))  # a row meets itself in both orders, another one in this one alone
+                rows.append(np.maximum(x, y))
+                columns.append(np.minimum(x, y))
+                weights.append(d + of)
+                values.append(K.data[left[:, p]] * K.data[right[:, q]] * twice)
     return tuple(np.concatenate(v) for v in (rows, columns, weights, values))

@@ -1,100 +1,131 @@
-r"""min f(v), v ∈ box, a·v ≤ h, K v ∈ S with S of rows and of 1- and ∞-balls, as inequalities, and the Newton steps of their optimality conditions.
+r"""min f(v), v ∈ box, a·v ≤ h, K v ∈ S with S of rows and of balls of norms 1, ∞ and Σ_g ω_g‖·‖₂, as inequalities G(v, c) + y = h, y ≥ 0, multipliers z ≥ 0.
 
-With w = (v, Kv, â·v) and caps c of the absolute values that a norm or a ball adds up, the inequalities G(v, c) + y = h, y ≥ 0, with multipliers z ≥ 0 are
+With w = (v, Kv, â·v) and caps c of the absolute values, or lengths of groups, that a norm or a ball adds up,
 
     ranges    w ≤ u,  −w ≤ −l                 box, rows, ∞-balls, the row
-    pairs     w − c ≤ −e,  −w − c ≤ e         1-balls, Σc ≤ ρ for each (its multiplier ζ), and ‖·‖:  f = Σc for p = 1, f = c, one for all, for p = ∞
+    pairs     w − c ≤ −e,  −w − c ≤ e         1-balls, and ‖·‖:  f = Σc for p = 1, f = c, one for all, for p = ∞
+    budgets   Σ ω c ≤ ρ                       of each ball (its multiplier ζ)
+    cones     ‖w + e‖ ≤ c                     of each group (cones.py); y and z lie in the cone
 
-With W = z/y and θ = (W⁺ − W⁻)/(W⁺ + W⁻) of a pair, its cap leaves a step's equations: it weighs 4W⁺W⁻/(W⁺ + W⁻), and a range W⁺ + W⁻. What remains,
-
-    [ M  C ] [ Δv ]     M = [f = ‖·‖²/2] + K̂ᵀ diag(ω) K̂ without full rows (bands.py)
-    [ Cᵀ E ] [ Δβ ]     β: the cap of p = ∞, each ζ, and ω × (K̂ Δv) of full rows and the row: E = Σ(W⁺ + W⁻), −Σ1/(W⁺ + W⁻) − y/ζ, −1/ω
-
-is solved by M's factors and the Schur complement of the border.
+`newton.py` has the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from formulations.coupling import Ball, CutCoupling, Rows
 from formulations.norms import INF
-from verification.dual_network.bands import Bands
+from verification.dual_network.cones import Cones, Scaling
 
-Step = tuple[Tensor, Tensor, Tensor]  # of v, c, z
+LARGEST = 4  # entries of a group up to which its weights have room in the bands
 
 
-def polyhedral(blocks: tuple[tuple[slice, Rows | Ball], ...]) -> bool:
-    """Are all pieces rows or unweighted 1- and ∞-balls of a given radius?"""
-    return all(isinstance(b, Rows) or (b.labels is None and b.rho is not None and b.p in (1, INF)) for _, b in blocks)
+class Parts(NamedTuple):
+    """Of y, z, h or a residual."""
+
+    up: Tensor
+    down: Tensor
+    plus: Tensor
+    minus: Tensor
+    budgets: Tensor
+    cones: Tensor
+
+
+def expressible(blocks: tuple[tuple[slice, Rows | Ball], ...]) -> bool:
+    """Are all pieces rows, unweighted 1- and ∞-balls, or balls of small groups, of given radii?"""
+    return all(
+        isinstance(b, Rows) or (b.rho is not None and (b.p in (1, INF) if b.labels is None else _small(b.labels))) for _, b in blocks
+    )
+
+
+def couples(blocks: tuple[tuple[slice, Rows | Ball], ...]) -> Tensor:
+    """Pairs (2, k) of rows of K that lie in one group."""
+    found = [where.start + _mates(block.labels) for where, block in blocks if isinstance(block, Ball) and block.labels is not None]
+    return torch.cat(found, 1) if found else torch.zeros(2, 0, dtype=torch.long)
 
 
 @dataclass(frozen=True, eq=False)
 class Inequalities:
-    """Right sides h (R, N), ranges up and down, pairs plus and minus, budgets; `finite`: those that are there. `link` ends in the row; p of the norm.
+    """Right sides h (R, N), those that are there `finite`, for the p of the norm. `link` ends in the row.
 
-    ranges, pairs: slices of w; balls: the pairs of each budget, as slices of c. For p = 1, ∞ the first d pairs are the norm's.
+    ranges, pairs, tails: slices of w; `cones` the groups of the tails. Caps c are those of pairs, then those of groups; `load` (1, C) their ω, `balls` the
+    caps of each budget, as slices. For p = 1, ∞ the first d pairs are the norm's. `beside` (2, k): tails of one group.
     """
 
     link: CutCoupling
     p: float
     ranges: tuple[slice, ...]
     pairs: tuple[slice, ...]
+    tails: tuple[slice, ...]
+    cones: Cones
     balls: tuple[slice, ...]
+    load: Tensor
+    beside: Tensor
     h: Tensor
     finite: Tensor
 
     @staticmethod
     def of(link: CutCoupling, lo: Tensor, hi: Tensor, p: float, widen: Tensor) -> Inequalities:
         """From the box (R, d) and the blocks of `link`, all by `widen` (R, 1) wider, so that there is an inside."""
-        R, d = lo.shape
-        ranges, pairs, balls, upper, lower, shift, budgets = [slice(0, d)], [], [], [hi], [-lo], [], []
-        begun = 0
+        (R, d), table = lo.shape, _Table()
+        table.ranges.append((slice(0, d), hi, -lo))
         if p != 2:
-            pairs.append(slice(0, d))
-            shift.append(torch.zeros_like(lo))
-            begun = d
+            table.pairs.append((slice(0, d), torch.zeros_like(lo)))
         for where, block in link.blocks:
-            at = slice(d + where.start, d + where.stop)
-            if isinstance(block, Rows):
-                h = block.h[:, 0].expand(R, -1)
-                ranges.append(at)
-                upper.append(h)
-                lower.append(-h if block.equality else torch.full_like(h, INF))
-                continue
-            assert block.rho is not None
-            e, rho = block.e[:, 0].expand(R, -1), block.rho.expand(R, 1)
-            if block.p == INF:
-                ranges.append(at)
-                upper.append(rho - e)
-                lower.append(rho + e)
-            else:
-                pairs.append(at)
-                shift.append(e)
-                budgets.append(rho)
-                balls.append(slice(begun, begun + e.shape[1]))
-                begun += e.shape[1]
-        h = torch.cat([*upper, *lower, *(-e for e in shift), *shift, *budgets], -1)
-        finite = torch.isfinite(h)
-        return Inequalities(link, p, tuple(ranges), tuple(pairs), tuple(balls), torch.where(finite, h + widen, 0.0), finite)
+            table.add(slice(d + where.start, d + where.stop), block, R)
+        labels, load, ends = [lo.new_zeros(0, dtype=torch.long)], [], [0 if p == 2 else d]
+        groups, pairs, mates = 0, sum(e.shape[1] for _, e in table.pairs), [labels[0].new_zeros(2, 0)]
+        for _, _, block_labels, omega in table.groups:
+            mates.append(sum(len(v) for v in labels) + _mates(block_labels))
+            labels.append(block_labels + groups)
+            load.append(omega)
+            groups += len(omega)
+        cones = Cones(torch.cat(labels), groups)
+        for n in (*(n for n, _ in table.summed), *(len(v) for v in load)):
+            ends.append(ends[-1] + n)
+        shift, tails = [e for _, e in table.pairs], [e for _, e, _, _ in table.groups]
+        budgets = [rho for _, rho in (*table.summed, *table.grouped)]
+        h = torch.cat([
+            *(u for _, u, _ in table.ranges), *(l for _, _, l in table.ranges), *(-e for e in shift), *shift, *budgets, lo.new_zeros(R, groups), *tails
+        ], -1)  # fmt: skip
+        finite, n = torch.isfinite(h), h.shape[1] - len(cones.labels)
+        wide = torch.where(finite, torch.cat([h[:, :n] + widen, h[:, n:]], -1), 0.0)  # a cone is widened at its head
+        return Inequalities(
+            link, p, tuple(at for at, _, _ in table.ranges), tuple(at for at, _ in table.pairs), tuple(at for at, _, _, _ in table.groups), cones,
+            tuple(slice(i, j) for i, j in pairwise(ends)), torch.cat([lo.new_ones(1, pairs), *(v[None] for v in load)], -1), torch.cat(mates, 1), wide, finite,
+        )  # fmt: skip
 
     def take(self, index: Tensor) -> Inequalities:
         return replace(self, link=self.link.take(index), h=self.h[index], finite=self.finite[index])
 
     @property
+    def dim(self) -> int:
+        return int(self.link.cut.shape[-1])
+
+    @property
     def norm(self) -> slice:
         """The norm's own pairs, as a slice of c."""
-        return slice(0, 0 if self.p == 2 else self.link.cut.shape[-1])
+        return slice(0, 0 if self.p == 2 else self.dim)
 
-    def parts(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(up, down, plus, minus, budgets) of z (R, N)."""
+    @property
+    def straight(self) -> int:
+        """How many inequalities are numbers; those of the cones follow."""
+        return int(self.h.shape[1]) - self.cones.count - len(self.cones.labels)
+
+    @property
+    def degree(self) -> Tensor:
+        """Numbers and cones (R, 1): what y·z is shared by."""
+        return self.finite[:, : self.straight].sum(-1, keepdim=True) + self.cones.count
+
+    def parts(self, z: Tensor) -> Parts:
         n, k = (sum(s.stop - s.start for s in of) for of in (self.ranges, self.pairs))
-        up, down, plus, minus, budgets = torch.split(z, [n, n, k, k, len(self.balls)], -1)
-        return up, down, plus, minus, budgets
+        return Parts(*torch.split(z, [n, n, k, k, len(self.balls), z.shape[1] - self.straight], -1))
 
     def image(self, v: Tensor) -> Tensor:
         """w (R, d + m + 1)."""
@@ -102,133 +133,132 @@ class Inequalities:
 
     def pull(self, w: Tensor) -> Tensor:
         """The adjoint of `image`."""
-        d = self.link.cut.shape[-1]
-        back: Tensor = w[:, :d] + self.link.back(w[:, None, d:])[:, 0]
+        back: Tensor = w[:, : self.dim] + self.link.back(w[:, None, self.dim :])[:, 0]
         return back
 
-    def apply(self, w: Tensor, c: Tensor) -> Tensor:
-        """G (R, N) of an image and caps."""
-        r, q = (torch.cat([w[:, s] for s in of], -1) if of else w[:, :0] for of in (self.ranges, self.pairs))
-        return torch.cat([r, -r, q - c, -q - c, *(c[:, b].sum(-1, keepdim=True) for b in self.balls)], -1)
+    def gather(self, w: Tensor, of: tuple[slice, ...]) -> Tensor:
+        return torch.cat([w[:, s] for s in of], -1) if of else w[:, :0]
 
-    def spread(self, ranges: Tensor, pairs: Tensor) -> Tensor:
-        """Numbers of the ranges and pairs, at their places in w."""
-        w = ranges.new_zeros(len(ranges), self.link.cut.shape[-1] + self.link.size)
-        for of, numbers in ((self.ranges, ranges), (self.pairs, pairs)):
+    def spread(self, ranges: Tensor, entries: Tensor) -> Tensor:
+        """Numbers of the ranges, and of the pairs and tails, at their places in w."""
+        w = ranges.new_zeros(len(ranges), self.dim + self.link.size)
+        for of, numbers in ((self.ranges, ranges), ((*self.pairs, *self.tails), entries)):
             begun = 0
             for s in of:
                 w[:, s] += numbers[:, begun : begun + s.stop - s.start]
                 begun += s.stop - s.start
         return w
 
+    def apply(self, w: Tensor, c: Tensor) -> Tensor:
+        """G (R, N) of an image and caps."""
+        r, q, k = self.gather(w, self.ranges), self.gather(w, self.pairs), c.shape[1] - self.cones.count
+        budgets = [(self.load[:, b] * c[:, b]).sum(-1, keepdim=True) for b in self.balls]
+        return torch.cat([r, -r, q - c[:, :k], -q - c[:, :k], *budgets, -c[:, k:], -self.gather(w, self.tails)], -1)
+
     def multipliers(self, z: Tensor) -> Tensor:
         """Of w (R, d + m + 1)."""
-        up, down, plus, minus, _ = self.parts(z)
-        return self.spread(up - down, plus - minus)
+        of = self.parts(z)
+        return self.spread(of.up - of.down, torch.cat([of.plus - of.minus, -self.cones.split(of.cones)[1]], -1))
 
     def slopes(self, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """What of the Lagrangian's derivatives in v and in c is left; of p = ∞ the cap's own is the sum over the norm's pairs, and 1 for each is their share."""
-        _, _, plus, minus, price = self.parts(z)
+        of = self.parts(z)
         in_v = self.pull(self.multipliers(z))
-        in_c = -plus - minus
+        in_c = -torch.cat([of.plus + of.minus, self.cones.split(of.cones)[0]], -1)
         for j, ball in enumerate(self.balls):
-            in_c[:, ball] += price[:, j : j + 1]
+            in_c[:, ball] += self.load[:, ball] * of.budgets[:, j : j + 1]
         in_c[:, self.norm] += 1.0 if self.p == 1 else 1.0 / max(self.norm.stop, 1)
         return (in_v + v if self.p == 2 else in_v), in_c
 
-    def newton(self, y: Tensor, z: Tensor, bands: Bands, room: Tensor) -> Newton:
-        """The equations of a step from (y, z), factored."""
-        W = torch.where(self.finite, z / y, 0.0)
-        up, down, plus, minus, budget = self.parts(W)
-        total, tilt = plus + minus, plus - minus
-        lean = tilt / total
-        own = 4 * plus * minus / total
-        d, shared = self.link.cut.shape[-1], self.p == INF
-        if shared:
-            own = torch.cat([total[:, :d], own[:, d:]], -1)
-        weight = self.spread(up + down, own)
-        diagonal = weight[:, :-1].clone()
-        if self.p == 2:
-            diagonal[:, :d] += 1
-        factor = bands.factor(diagonal, room)
-        columns: list[Tensor] = []
-        corner: list[Tensor] = []
-        if shared:
-            columns.append(-tilt[:, :d])
-            corner.append(total[:, :d].sum(-1))
-        none = torch.zeros_like(up)
-        for j, ball in enumerate(self.balls):
-            only = torch.zeros_like(lean)
-            only[:, ball] = lean[:, ball]
-            columns.append(self.pull(self.spread(none, only)))
-            corner.append(-((1 / total[:, ball]).sum(-1) + 1 / budget[:, j]))
-        for row in bands.full.tolist():
-            unit = torch.zeros_like(weight)
-            unit[:, d + row] = 1.0
-            columns.append(self.pull(unit))
-            corner.append(-1 / weight[:, d + row])
-        columns.append(self.link.cut[:, 0])
-        corner.append(-1 / weight[:, -1])
-        C = torch.stack(columns, -1)
-        MC = factor.solve(C)
-        schur = torch.linalg.lu_factor_ex(torch.diag_embed(torch.stack(corner, -1)) - C.mT @ MC)
-        solve = factor.solve
-        row = sum(s.stop - s.start for s in self.ranges) - 1
-        full = tuple(bands.full.tolist())
-        return Newton(self, y, z, W, total, tilt, lean, weight, full, row, C, MC, (schur.LU, schur.pivots), factor.failed, solve)
+    def room(self, y: Tensor, dy: Tensor) -> Tensor:
+        """How far y may go along Δy, at most 1 (R, 1)."""
+        k = self.straight
+        far = torch.where(self.finite[:, :k] & (dy[:, :k] < 0), -y[:, :k] / dy[:, :k], INF).amin(-1, keepdim=True)
+        if self.cones.count:
+            far = torch.minimum(far, self.cones.room(y[:, k:], dy[:, k:]).amin(-1, keepdim=True))
+        return far.clamp(max=1.0)
+
+
+class _Table:
+    """What the blocks add: ranges with upper bounds of w and of −w, pairs and tails with their e, budgets with how many caps they sum."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[slice, Tensor, Tensor]] = []
+        self.pairs: list[tuple[slice, Tensor]] = []
+        self.groups: list[tuple[slice, Tensor, Tensor, Tensor]] = []
+        self.summed: list[tuple[int, Tensor]] = []
+        self.grouped: list[tuple[int, Tensor]] = []
+
+    def add(self, at: slice, block: Rows | Ball, count: int) -> None:
+        if isinstance(block, Rows):
+            h = block.h[:, 0].expand(count, -1)
+            self.ranges.append((at, h, -h if block.equality else torch.full_like(h, INF)))
+            return
+        assert block.rho is not None
+        e, rho = block.e[:, 0].expand(count, -1), block.rho.expand(count, 1)
+        if block.labels is not None and block.omega is not None:
+            self.groups.append((at, e, block.labels, block.omega))
+            self.grouped.append((len(block.omega), rho))
+        elif block.p == INF:
+            self.ranges.append((at, rho - e, rho + e))
+        else:
+            self.pairs.append((at, e))
+            self.summed.append((e.shape[1], rho))
 
 
 @dataclass(frozen=True, eq=False)
-class Newton:
-    """A step's equations; `failed` (R,): its matrix was not positive definite in floating point."""
+class Complementarity:
+    """y z = 0 and λ∘λ = 0 about (y, z): W = z/y of the numbers, Nesterov and Todd's of the cones. Numbers that are not there have z = Δz = Δy = 0."""
 
     of: Inequalities
     y: Tensor
     z: Tensor
     W: Tensor
-    total: Tensor
-    tilt: Tensor
-    lean: Tensor
-    weight: Tensor
-    full: tuple[int, ...]
-    row: int
-    C: Tensor
-    MC: Tensor
-    schur: tuple[Tensor, Tensor]
-    failed: Tensor
-    solve: Callable[[Tensor], Tensor]
+    cones: Scaling
 
-    def step(self, slopes: tuple[Tensor, Tensor], residual: Tensor, products: Tensor) -> Step:
-        """(Δv, Δc, Δz) for which, to first order, slopes and residuals vanish and y z falls by `products`."""
-        of, W = self.of, self.W
-        d, shared, norm = of.link.cut.shape[-1], of.p == INF, of.norm
-        q = torch.where(of.finite, W * residual - products / self.y, 0.0)  # Δz = W GΔ + q
-        up, down, plus, minus, _ = of.parts(q)
-        loose = (plus + minus - slopes[1]) / self.total  # Δc = lean Δw + loose − Δζ/total
-        pairs = plus - minus - self.tilt * loose
-        if shared:
-            pairs = torch.cat([(plus - minus)[:, :d], pairs[:, d:]], -1)
-        push = of.spread(up - down, pairs)
-        held = [*(d + row for row in self.full), push.shape[1] - 1]
-        given = -push[:, held] / self.weight[:, held]
-        push[:, held] = 0.0
-        right = -slopes[0] - of.pull(push)
-        corner: list[Tensor] = [(plus + minus - slopes[1])[:, :d].sum(-1)] if shared else []
-        budgets = slice(W.shape[1] - len(of.balls), W.shape[1])
-        over = products[:, budgets] / self.z[:, budgets] - residual[:, budgets]
-        corner += [over[:, j] - loose[:, ball].sum(-1) for j, ball in enumerate(of.balls)]
-        corner += given.unbind(-1)
-        Mr = self.solve(right[..., None])
-        beta = torch.linalg.lu_solve(*self.schur, torch.stack(corner, -1)[..., None] - self.C.mT @ Mr)
-        dv, beta = (Mr - self.MC @ beta)[..., 0], beta[..., 0]
-        w = of.image(dv)
-        dc = self.lean * (torch.cat([w[:, s] for s in of.pairs], -1) if of.pairs else w[:, :0]) + loose
-        if shared:
-            dc[:, norm] = beta[:, :1]
-        prices = beta[:, int(shared) : int(shared) + len(of.balls)]
-        for j, ball in enumerate(of.balls):
-            dc[:, ball] -= prices[:, j : j + 1] / self.total[:, ball]
-        dz = W * of.apply(w, dc) + q
-        dz[:, budgets] = prices
-        dz[:, self.row] = beta[:, -1]
-        return dv, dc, dz
+    @staticmethod
+    def about(of: Inequalities, y: Tensor, z: Tensor) -> Complementarity:
+        k = of.straight
+        W = torch.where(of.finite[:, :k], z[:, :k] / y[:, :k], 0.0)
+        return Complementarity(of, y[:, :k], z[:, :k], W, Scaling.between(of.cones, y[:, k:], z[:, k:]))
+
+    def _join(self, numbers: Tensor, cones: Tensor) -> Tensor:
+        k = self.of.straight
+        return torch.cat([torch.where(self.of.finite[:, :k], numbers, 0.0), cones], -1)
+
+    def products(self) -> Tensor:
+        """y z, and λ∘λ."""
+        return self._join(self.y * self.z, self.cones.square())
+
+    def corrected(self, dy: Tensor, dz: Tensor, mu: Tensor) -> Tensor:
+        """y z + Δy Δz − μ, and the same of the cones."""
+        k, s = self.of.straight, self.cones
+        numbers = self.y * self.z + dy[:, :k] * dz[:, :k] - mu
+        return self._join(numbers, s.square() + s.cross(dy[:, k:], dz[:, k:]) - mu * s.of.unit(dy[:, k:]))
+
+    def lead(self, products: Tensor, residual: Tensor) -> Tensor:
+        """q of Δz = W GΔ + q."""
+        k, s = self.of.straight, self.cones
+        return self._join(self.W * residual[:, :k] - products[:, :k] / self.y, s.weigh(residual[:, k:]) - s.lead(products[:, k:]))
+
+    def rise(self, image: Tensor, q: Tensor) -> Tensor:
+        """Δz of GΔ."""
+        k = self.of.straight
+        return self._join(self.W * image[:, :k] + q[:, :k], self.cones.weigh(image[:, k:]) + q[:, k:])
+
+    def slack(self, products: Tensor, dz: Tensor) -> Tensor:
+        """Δy."""
+        k = self.of.straight
+        return self._join(-(products[:, :k] + self.y * dz[:, :k]) / self.z, self.cones.slack(products[:, k:], dz[:, k:]))
+
+
+def _small(labels: Tensor) -> bool:
+    return bool(torch.bincount(labels).max() <= LARGEST)
+
+
+def _mates(labels: Tensor) -> Tensor:
+    """Pairs (2, k) of one label."""
+    order = torch.argsort(labels, stable=True)
+    label = labels[order]
+    found = [torch.stack([order[:-k][label[k:] == label[:-k]], order[k:][label[k:] == label[:-k]]]) for k in range(1, LARGEST)]
+    return torch.cat(found, 1)

@@ -1,7 +1,8 @@
-r"""Multipliers of  min ‖v‖  s.t.  a·v + b ≤ 0,  v ∈ box,  K v ∈ S  for polyhedral S, by interior points, for a batch of programs (‖·‖²/2 for p = 2).
+r"""Multipliers of  min ‖v‖  s.t.  a·v + b ≤ 0,  v ∈ box,  K v ∈ S  by interior points, for a batch of programs (‖·‖²/2 for p = 2): S of rows and of balls of
+norms 1, ∞ and of small groups.
 
-Linear (p = 1, ∞) and degenerate, these are the programs that splitting is slow on. Mehrotra's (1992) predictor and corrector from an infeasible start: with
-residuals of the inequalities and slopes of the Lagrangian (inequalities.py), μ the mean of y z and σ = (μ after the predictor/μ)³,
+Degenerate as these programs are, splitting is slow on them. Mehrotra's (1992) predictor and corrector from an infeasible start: with residuals of the
+inequalities and slopes of the Lagrangian (inequalities.py), μ the mean of y z and σ = (μ after the predictor/μ)³,
 
     predictor    y z → 0,        corrector    y z → σμ − Δy Δz        each by one Newton step, then as far as y, z > 0 allow, y and z apart where f is linear.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -20,7 +22,8 @@ from torch import Tensor
 from formulations.coupling import Coupling, CutCoupling
 from formulations.norms import INF
 from verification.dual_network.bands import Bands
-from verification.dual_network.inequalities import Inequalities, polyhedral
+from verification.dual_network.inequalities import Complementarity, Inequalities, couples, expressible
+from verification.dual_network.newton import Newton
 
 WIDEST, BORDER = 256, 48  # block, and full rows, up to which a step is cheap
 WIDEN = 1e-9  # of the size of the change: sets without an inside, such as equations, are given one
@@ -33,11 +36,13 @@ TINY = 1e-300
 
 
 def bands_for(link: Coupling) -> Bands | None:
-    """The bands of K where interior points suit its pieces: polyhedral, and cheap to factor."""
-    if not polyhedral(link.blocks):
+    """The bands of K where interior points suit its pieces: inequalities can say them, and a step is cheap."""
+    if not expressible(link.blocks):
         return None
-    bands = Bands.of(sp.csr_matrix(link.K.to_dense().cpu().numpy()), link.K.device)
-    return bands if bands.size <= WIDEST and len(bands.full) <= BORDER else None
+    pairs = couples(link.blocks).cpu().numpy()
+    bands = Bands.of(sp.csr_matrix(link.K.to_dense().cpu().numpy()), link.K.device, pairs)
+    full = bands.full.cpu().numpy()
+    return bands if bands.size <= WIDEST and len(full) <= BORDER and not np.isin(pairs, full).any() else None
 
 
 def interior_multipliers(
@@ -90,7 +95,7 @@ class _Point:
 
     def mean(self) -> Tensor:
         """μ (R, 1)."""
-        return (self.y * self.z).sum(-1, keepdim=True) / self.of.finite.sum(-1, keepdim=True)
+        return _mean(self.of, self.y, self.z)
 
     def residual(self) -> Tensor:
         return torch.where(self.of.finite, self.of.apply(self.of.image(self.v), self.c) + self.y - self.of.h, 0.0)
@@ -98,24 +103,23 @@ class _Point:
     def step(self, residual: Tensor, mu: Tensor) -> tuple[_Point, Tensor]:
         """(the next point, whose equations could not be solved (R,))."""
         of, y, z = self.of, self.y, self.z
-        newton, slopes = of.newton(y, z, self.bands, self.room), of.slopes(self.v, z)
-        products = y * z
+        about = Complementarity.about(of, y, z)
+        newton, slopes = Newton.about(of, about, self.bands, self.room), of.slopes(self.v, z)
+        products = about.products()
         for corrector in (False, True):
             dv, dc, dz = newton.step(slopes, residual, products)
-            dz = torch.where(of.finite, dz, 0.0)
-            dy = torch.where(of.finite, -(products + y * dz) / z, 0.0)
-            far, up = _room(y, dy), _room(z, dz)
+            dy = about.slack(products, dz)
+            far, up = of.room(y, dy), of.room(z, dz)
             if corrector:
                 break
             if of.p == 2:
                 far = up = torch.minimum(far, up)
-            after = ((y + far * dy) * (z + up * dz) * of.finite).sum(-1, keepdim=True) / of.finite.sum(-1, keepdim=True)
-            sigma = (after / mu).clamp(0, 1) ** 3
-            products = torch.where(of.finite, y * z + dy * dz - sigma * mu, 0.0)
+            after = _mean(of, y + far * dy, z + up * dz)
+            products = about.corrected(dy, dz, (after / mu).clamp(0, 1) ** 3 * mu)
         far, up = (BACK * far).clamp(max=1), (BACK * up).clamp(max=1)
         if of.p == 2:
             far = up = torch.minimum(far, up)
-        return replace(self, v=self.v + far * dv, c=self.c + far * dc, y=y + far * dy, z=z + up * dz), newton.failed
+        return replace(self, v=self.v + far * dv, c=self.c + far * dc, y=y + far * dy, z=z + up * dz), newton.factor.failed
 
 
 @dataclass(eq=False)
@@ -132,7 +136,7 @@ class _Path:
         for k in range(steps + 1):
             now, mu = self.now, self.now.mean()
             f = now.change()
-            gap = (now.of.finite.sum(-1) * mu[:, 0]) / (f.square() / 2 if now.of.p == 2 else f)
+            gap = (now.of.degree * mu)[:, 0] / (f.square() / 2 if now.of.p == 2 else f)
             self.look(torch.nonzero((gap <= NEAR) | failed | (k % EVERY == EVERY - 1) | (k == steps)).flatten(), best, bound, value)
             residual, reached = now.residual(), bound[self.at]
             settled = (gap <= DONE) & (residual.abs().amax(-1) <= DONE * f) & ((reached >= f * (1 - DONE)) | (gap <= DONE * DONE))
@@ -161,19 +165,21 @@ def _start(link: CutCoupling, lo: Tensor, hi: Tensor, h: Tensor, p: float, bands
     v = torch.minimum(torch.maximum(link.cut[:, 0] * h, lo), hi)
     unit = torch.maximum(v.abs().amax(-1, keepdim=True), h.abs() * d**-0.5)
     of = Inequalities.of(link, lo, hi, p, WIDEN * unit)
-    w = of.image(v)
+    w, budgets, k = of.image(v), of.parts(of.h).budgets, of.straight
     caps = [v.abs() + unit] if p == 1 else [2 * unit.expand(-1, d)] if p == INF else []
-    budgets = of.parts(of.h)[-1]
-    caps += [(budgets[:, j : j + 1] / (ball.stop - ball.start)).expand(-1, ball.stop - ball.start) for j, ball in enumerate(of.balls)]
+    caps += [(budgets[:, j : j + 1] / of.load[:, ball].sum()).expand(-1, ball.stop - ball.start) for j, ball in enumerate(of.balls)]
     c = torch.cat(caps, -1) if caps else v[:, :0]
-    y = torch.where(of.finite, torch.maximum(of.h - of.apply(w, c), 0.1 * unit), 1.0)
+    y = torch.where(of.finite, of.h - of.apply(w, c), 1.0)
+    y[:, :k] = torch.where(of.finite[:, :k], y[:, :k].clamp(min=0.1 * unit), 1.0)
+    heads, tails = of.cones.split(y[:, k:])
+    y[:, k:] = of.cones.join(torch.maximum(heads, 1.1 * of.cones.sums(tails.square()).sqrt() + 0.1 * unit), tails)
     mu = {1.0: 0.5 * unit, INF: 0.5 * unit / d}.get(p, 0.1 * unit * v.abs().mean(-1, keepdim=True).clamp(min=1e-9 * unit))
-    z = torch.where(of.finite, mu / y, 0.0)
-    for pairs in of.parts(z)[2:4]:
+    z = torch.cat([torch.where(of.finite[:, :k], mu / y[:, :k], 0.0), mu * of.cones.inverse(y[:, k:])], -1)
+    for pairs in (of.parts(z).plus, of.parts(z).minus):
         pairs[:, of.norm] = 0.5 if p == 1 else 0.5 / d
     return _Point(of, bands, bands.storage(len(v), v), v, c, y, z)
 
 
-def _room(y: Tensor, dy: Tensor) -> Tensor:
-    """How far y may go along dy, at most 1 (R, 1)."""
-    return torch.where(dy < 0, -y / dy, INF).amin(-1, keepdim=True).clamp(max=1.0)
+def _mean(of: Inequalities, y: Tensor, z: Tensor) -> Tensor:
+    """μ = y·z over numbers and cones (R, 1), those numbers that are there."""
+    return torch.where(of.finite, y * z, 0.0).sum(-1, keepdim=True) / of.degree
