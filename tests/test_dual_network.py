@@ -193,7 +193,8 @@ def test_no_tensor_is_made_on_the_default_device():
     """Under another default device every tensor that was made without one is left behind, and meeting it raises: what runs here runs on any device."""
     model, x = small(), points(2, 6)
     with torch.device("meta"):
-        for C in (lde.Box(0, 1), lde.Box(0, 1) & lde.TotalVariation(0.5, shape=(6,)) & lde.LpBall(1, 0.9)):
+        tv, groups = lde.TotalVariation(0.5, shape=(6,)), lde.TotalVariation(0.5, shape=(2, 3), isotropic=True)
+        for C in (lde.Box(0, 1), lde.Box(0, 1) & tv & lde.LpBall(1, 0.9), lde.Box(0, 1) & groups, lde.Box(0, 1) & lde.LpBall(2, 0.9)):
             run = dual_radii(model, x, 1, C, steps=4, device="cpu")
             assert (run.lower > 0).all()
 

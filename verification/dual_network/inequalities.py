@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from formulations.coupling import Ball, CutCoupling, Rows
+from formulations.coupling import Ball, Coupling, CutCoupling, Rows
 from formulations.norms import INF
 from verification.dual_network.cones import Cones, Scaling
 
@@ -44,10 +44,11 @@ def expressible(blocks: tuple[tuple[slice, Rows | Ball], ...]) -> bool:
     )
 
 
-def couples(blocks: tuple[tuple[slice, Rows | Ball], ...]) -> Tensor:
+def couples(link: Coupling) -> Tensor:
     """Pairs (2, k) of rows of K that lie in one group."""
-    found = [where.start + _mates(block.labels) for where, block in blocks if isinstance(block, Ball) and block.labels is not None]
-    return torch.cat(found, 1) if found else torch.zeros(2, 0, dtype=torch.long)
+    found = [torch.zeros(2, 0, dtype=torch.long, device=link.K.device)]
+    found += [where.start + _mates(block.labels) for where, block in link.blocks if isinstance(block, Ball) and block.labels is not None]
+    return torch.cat(found, 1)
 
 
 @dataclass(frozen=True, eq=False)

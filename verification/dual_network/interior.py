@@ -39,7 +39,7 @@ def bands_for(link: Coupling) -> Bands | None:
     """The bands of K where interior points suit its pieces: inequalities can say them, and a step is cheap."""
     if not expressible(link.blocks):
         return None
-    pairs = couples(link.blocks).cpu().numpy()
+    pairs = couples(link).cpu().numpy()
     bands = Bands.of(sp.csr_matrix(link.K.to_dense().cpu().numpy()), link.K.device, pairs)
     full = bands.full.cpu().numpy()
     return bands if bands.size <= WIDEST and len(full) <= BORDER and not np.isin(pairs, full).any() else None
