@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from formulations.norms import Norm
+from formulations.norms import GroupNorm, Norm
 from formulations.sets import Box, ConvexSet, LpBall, Polytope, TotalVariation
 from tests.digits_net import correct_digits
 from verification.attack import find_witness
@@ -31,6 +32,15 @@ def small(seed: int, outputs: int = 3, dim: int = 5) -> nn.Module:
     for weight in net.parameters():
         weight *= 2  # so that decisions flip within the unit box
     return net
+
+
+class Own(ConvexSet):
+    """‖δ‖₂ ≤ ½, known by its constraints alone."""
+
+    on, name = "change", "own"
+
+    def constraints(self, z: cp.Variable) -> list[cp.Constraint]:
+        return [cp.norm(z, 2) <= 0.5]
 
 
 def some(count: int, dim: int = 5) -> Tensor:
@@ -140,6 +150,7 @@ def test_unreachable_decisions_are_certified() -> None:
             assert np.isinf(found.lower).all()
             assert all(row.radius == np.inf for item in found for row in item.rows)
             assert all(item.unreachable for item in found)
+    assert np.isinf(certified_radius(dead, x, 2, BOX, method="dual-network").lower).all()
     far = certified_radius(dead, x, 2)  # without a bounded set: certified as far as the search cares to go
     assert (far.lower > 1e9).all()
 
@@ -274,7 +285,15 @@ def test_errors_name_what_is_wrong() -> None:
         (net, outside, {}, "input 1 lies outside the constraint 'box' by 0.5"),
         (net, x, {"constraints": BOX & Polytope(np.ones((1, 5)), [0.0], name="budget")}, "outside the constraint 'budget'"),
         (net, x, {"constraints": BOX & Box(2, 3)}, "outside the constraint"),
-        (net, x, {"method": "magic"}, "not known"),
+        (net, x, {"method": "magic"}, "not known; use one of ibp, crown-ibp, crown, alpha-crown, dual-network"),
+        (net, x, {"method": "dual-network", "norm": GroupNorm([[0, 1], [2, 3, 4]])}, "GroupNorm; use method='crown'"),
+        (net, x, {"method": "dual-network", "constraints": BOX & Own()}, "'own' is known only by its CVXPY constraints"),
+        (
+            nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)),
+            x,
+            {"method": "dual-network"},
+            "(Tanh) is neither affine nor a ReLU; use method='crown'",
+        ),
         (net, x, {"norm": 3}, "p=3"),
         (net, x, {"decisions": [Decision.classification(0, 3)]}, "1 decisions for 2 inputs"),
         (net, x, {"decisions": Decision.classification(0, 4)}, "the model has 3"),

@@ -56,10 +56,15 @@ class BoundMethod(Enum):
         """From "ibp", "crown-ibp", "crown" or "alpha-crown". Raises InputError on another name."""
         if isinstance(name, BoundMethod):
             return name
-        known = {m.name.lower().replace("_", "-"): m for m in BoundMethod}
+        known = {m.label: m for m in BoundMethod}
         if str(name).lower() not in known:
             raise InputError(f"method={name!r} is not known; use one of {', '.join(known)}.")
         return known[str(name).lower()]
+
+    @property
+    def label(self) -> str:
+        """The name that callers write."""
+        return self.name.lower().replace("_", "-")
 
 
 _ASKED = {BoundMethod.IBP: "IBP", BoundMethod.CROWN_IBP: "CROWN-IBP", BoundMethod.CROWN: "CROWN", BoundMethod.ALPHA_CROWN: "CROWN"}

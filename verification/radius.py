@@ -18,9 +18,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from formulations.norms import INF, Array, Norm
-from formulations.pieces import Part
+from formulations.norms import INF, Array, GroupNorm, Norm
+from formulations.pieces import CustomPiece, Part
 from formulations.programs import min_norm, relative_parts
+from formulations.sets import Everything
 from formulations.sets.base import FEASIBILITY, ConvexSet
 from formulations.support import Region
 from verification.decision import Decision
@@ -40,6 +41,7 @@ START = 0.85  # of the linearised radius: where CROWN's radius usually lies
 START_INTERVALS = 0.02  # the same where layers are bounded by intervals: convolutional networks end near here, and the way up is short
 ASCENT = 40  # steps for sets that are no boxes: on the credit polytope 120 gain .1 % of the radius for 2.5 times the time
 DUAL = "dual-network"
+METHODS = (*(how.label for how in BoundMethod), DUAL)
 AHEAD = 1.02  # times CROWN's radius: where the search with better slopes begins
 FAR = 1e6  # first radius, in units of 1 + ‖x0‖, when nothing else gives a scale
 
@@ -80,9 +82,9 @@ def certified_radius(
     a decision that does not stand at x0, an unknown method, and a layer that cannot be bounded (by name).
     """
     begun, norm = time.monotonic(), Norm.of(norm)
-    how, name = (None, DUAL) if method == DUAL else _named(method)
+    how, name = _named(method)
     engine, x, y = _network(model, x0, device)
-    chain = ReluChain.from_model(engine.model, engine.input_shape, device=engine.device) if how is None else None
+    chain = dual_chain(engine, norm, constraints) if how is None else None
     before = engine.passes
     plain = None
     if how in (None, BoundMethod.ALPHA_CROWN):
@@ -91,6 +93,8 @@ def certified_radius(
             max_passes=max_passes, tolerance=tolerance, seconds=seconds, jobs=jobs,
         )  # fmt: skip
         max_passes, seconds = max_passes - plain.passes, None if seconds is None else seconds - plain.seconds
+        if np.isinf(plain.lower).all():
+            return replace(plain, method=name)  # nothing is left to raise
         if plain.stop is SearchStop.INTERRUPTED or max_passes <= 0 or (seconds is not None and seconds <= 0):
             return replace(plain, method=name, stop=SearchStop.LIMIT if plain.stop is SearchStop.COMPLETE else plain.stop)
     chosen = decide(y, decisions)
@@ -133,6 +137,22 @@ def certified_radius(
     return CertifiedRadii(items, norm, name, engine.passes - before, time.monotonic() - begun, stop)
 
 
+def dual_chain(engine: BoundEngine, norm: Norm, constraints: ConvexSet | None) -> ReluChain:
+    """The chain that "dual-network" bounds. Raises InputError, before any work, on another network (by its first layer that is neither affine nor a ReLU),
+
+    a GroupNorm, and a set known only by its CVXPY constraints.
+    """
+    if isinstance(norm, GroupNorm):
+        raise InputError(f"norm: method={DUAL!r} has no closed form for a GroupNorm; use method='crown' or 'alpha-crown'.")
+    own = next((p.name for p in (constraints or Everything()).parts(engine.dim) if isinstance(p.piece, CustomPiece)), None)
+    if own is not None:
+        raise InputError(
+            f"constraints: {own!r} is known only by its CVXPY constraints, which have no multipliers for method={DUAL!r}; use method='crown', or build it "
+            "from the sets of this package."
+        )
+    return ReluChain.from_model(engine.model, engine.input_shape, device=engine.device)
+
+
 def check_inside(parts: tuple[Part, ...], n: int) -> None:
     """Raises InputError where δ = 0 violates a part (over the change, for n inputs), naming it and the violation."""
     for i in range(n):
@@ -173,9 +193,12 @@ def _after(plain: CertifiedRadii, places: list[list[int]] | None, start: Tensor)
     return torch.where(torch.isfinite(known) & (known > 0), known, start)
 
 
-def _named(method: BoundMethod | str) -> tuple[BoundMethod, str]:
-    how = BoundMethod.of(method)
-    return how, how.name.lower().replace("_", "-")
+def _named(method: BoundMethod | str) -> tuple[BoundMethod | None, str]:
+    """The bound pass, None for the dual network, and the name."""
+    name = method.label if isinstance(method, BoundMethod) else str(method).lower()
+    if name not in METHODS:
+        raise InputError(f"method={method!r} is not known; use one of {', '.join(METHODS)}.")
+    return (None if name == DUAL else BoundMethod.of(name)), name
 
 
 def _by_input(v: Tensor, real: Tensor, per_rival: bool) -> Array:
