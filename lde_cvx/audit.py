@@ -26,8 +26,8 @@ from lde_cvx.auditing.summary import results_csv, summarise
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.manifest import NAME as MANIFEST
 from lde_cvx.manifest import write_manifest
+from lde_cvx.methods import SEARCHES
 from lde_cvx.models import one_thread, save_model
-from lde_cvx.searching import SEARCHES
 from verification.certificate import Certificate
 from verification.certificate_format import self_hash
 

@@ -28,10 +28,11 @@ from lde_cvx.attribution import check_inputs
 from lde_cvx.confirm import confirmed
 from lde_cvx.explanation import Explanation
 from lde_cvx.inputs import Batch, check_inside, read_batch
+from lde_cvx.methods import DUAL, SEARCHES, known
 from lde_cvx.model_files import checker_network
 from lde_cvx.price_reading import BindingProgram, BoundaryAtWitness
 from lde_cvx.progress import Progress, progress_bar, silent
-from lde_cvx.searching import SEARCHES, SECONDS, binding_row, check_searchable, search_radii
+from lde_cvx.searching import SECONDS, binding_row, check_searchable, search_radii
 from lde_cvx.second_order import check_order, with_second_order
 from lde_cvx.sufficient import SufficientReason, sufficient_reason
 from verification.attack import Budget, Witness, find_witness
@@ -42,10 +43,9 @@ from verification.evidence import WitnessEvidence
 from verification.lirpa import BoundEngine
 from verification.model import decide, float64_copy, linearise, stack
 from verification.radii import CertifiedRadius
-from verification.radius import DUAL, certified_radius
+from verification.radius import certified_radius, dual_chain
 from verification.validity import linear_validity
 
-METHODS = ("linear", "ibp", "crown-ibp", "crown", "alpha-crown", DUAL, *SEARCHES)
 SOLVER = 1e-6  # relative accuracy of the linearised program's value: its validity is asked of the value less this much
 
 Constraints = ConvexSet | Callable[[Array], ConvexSet] | None
@@ -90,8 +90,7 @@ class LagrangeDualExplainer:
         jobs: int = 1,
         rederive: bool = False,
     ) -> None:
-        if method not in METHODS:
-            raise InputError(f"method={method!r} is not known; use one of {', '.join(METHODS)}.")
+        known(method)
         check_order(order, temperature)
         if target is not None and decision is not None:
             raise InputError(f"target={target} and a decision were both given; a decision names its own rivals, leave one of the two out.")
@@ -146,6 +145,8 @@ class LagrangeDualExplainer:
 
         One input (*shape). Every other feature has a counterexample, or stays unknown; with method "branching" or "exact" it is searched until one of
         the two is found, within the explainer's `time_limit` a feature. `time_limit`: seconds in all; what it cuts off stays unknown.
+        The set grows by the bounds of "ibp", "crown-ibp" or "alpha-crown" where that is the method, else by CROWN's: "dual-network" then adds none to it, and
+        only certifies the whole.
         Raises InputError as `explain` does, and on a feature that the constraints leave unbounded.
         """
         return sufficient_reason(self, x0, time_limit=time_limit)
@@ -193,6 +194,8 @@ class LagrangeDualExplainer:
     def _explain_group(self, batch: Batch, decisions: list[Decision], C: ConvexSet | None, tell: Progress) -> list[Explanation]:
         begun, n = time.monotonic(), len(batch)
         layers = check_searchable(self.model, batch.shape, C, self.method) if self.method in SEARCHES else []
+        if self.method == DUAL:
+            dual_chain(self.engine(batch.shape), self.norm, C)  # refused before the work, not after it
         linear = self._linear(batch, decisions, C, tell)
         witnesses = find_witness(
             self.model, batch.x, self.norm, C, decisions=decisions, seed=self.seed, device=self.device,

@@ -29,7 +29,6 @@ from verification.radii import CertifiedRadius, CertifiedRow
 from verification.relu_chain import ReluChain
 from verification.tree_evidence import relu_names, tree_rows
 
-SEARCHES = ("branching", "exact")
 SECONDS = 10.0  # per input, where the caller sets no limit
 MET = 1 - 1e-6  # of the witness: a bound this near needs no search
 CLOSE = 1 - TOLERANCE  # the same for a search that splits the input

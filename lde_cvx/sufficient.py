@@ -28,8 +28,9 @@ from formulations.sets import ConvexSet, Frozen
 from formulations.support import Region
 from lde_cvx.confirm import confirmed
 from lde_cvx.inputs import Batch, check_inside, read_batch
+from lde_cvx.methods import SEARCHES
 from lde_cvx.progress import silent
-from lde_cvx.searching import SEARCHES, SECONDS, check_searchable
+from lde_cvx.searching import SECONDS, check_searchable
 from verification.attack import Budget, Witness, WitnessStatus, find_witness
 from verification.branching import branch_radius
 from verification.branching.inputs import split_inputs
@@ -141,6 +142,7 @@ class _Search:
                 f"sufficient_reason: feature {endless[0]} has no range to move in; bound it by the constraints, such as a Box."
             )
         self.reach = float(np.maximum(np.abs(self.lo), np.abs(self.hi)).max(initial=0.0)) * (1 + 1e-9) + 1e-9
+        # many sets to a pass: CROWN stands for "dual-network" too, whose certificate is never below it, and would have to be trained for each set
         self.method = BoundMethod.of(explainer.method if explainer.method in ("ibp", "crown-ibp", "alpha-crown") else "crown")
         self.engine = explainer.engine(batch.shape)
         self.free: Mask = (self.lo == 0) & (self.hi == 0)

@@ -1,16 +1,28 @@
-"""Configuration files read: one place for what can be wrong with their text."""
+"""Configuration files read: one place for what can be wrong with their text, and with their tables."""
 
 from __future__ import annotations
 
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from formulations.errors import InputError
 
 DEEPEST = 64
 """Tables and arrays inside one another that a configuration may have."""
+
+
+class Table(BaseModel):
+    """A table of a configuration: every key checked, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Configuration = TypeVar("Configuration", bound=Table)
+Several = TypeVar("Several", list[Any], dict[str, Any])
 
 
 def embedded(package: str) -> list[str]:
@@ -47,6 +59,29 @@ def parsed(text: str, name: str | Path) -> dict[str, Any]:
     if tables is None or _nests_deeper(tables, DEEPEST):  # whether the parser itself gives up depends on the process's recursion limit
         raise InputError(f"{name}: nests its values more than {DEEPEST} deep; a configuration needs three or four.")
     return tables
+
+
+def validated(kind: type[Configuration], text: str, name: str | Path) -> Configuration:
+    """The configuration that a TOML text holds. Raises InputError, one line, on what is not TOML, and naming the first key that is wrong and its value."""
+    tables = parsed(text, name)
+    try:
+        return kind.model_validate(tables)
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        ours = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None  # a sentence of ours keeps its letters
+        said = first["msg"].lower() if ours is None else str(ours).rstrip(".")
+        told = first["type"] == "missing" or isinstance(first["input"], dict) or repr(first["input"]) in said
+        given = "" if told else f", got {first['input']!r:.80}"
+        more = f" ({e.error_count() - 1} more)" if e.error_count() > 1 else ""
+        raise InputError(f"{name}: {where}: {said}{given}{more}.") from None
+
+
+def distinct(values: Several) -> Several:
+    """A list or table as it is. Raises ValueError where it is empty or says something twice."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError("name at least one, each once")
+    return values
 
 
 def _nests_deeper(value: object, limit: int) -> bool:

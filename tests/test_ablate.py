@@ -129,7 +129,7 @@ def test_the_command(finished, tmp_path):
         (('data = "digits"', 'data = "iris"'), "data"), (("norms = [2]", "norms = [3]"), "norms"), (("norms = [2]", "norms = []"), "at least one"),
         (("chunk = 2", "chnk = 2"), "chnk"), (('"ibp", "crown"', '"cown"'), "cown"), (("inputs = 3", "inputs = 0"), "inputs"),
         (('{ kind = "own" }', '{ kind = "tv" }'), "budget"), (('{ kind = "own" }', '{ kind = "ball", radius = 1.0 }'), "p"),
-        (("chunk = 2", "chunk = "), "TOML"),
+        (("chunk = 2", "chunk = "), "TOML"), (('methods = ["ibp", "crown"]', 'network = "tanh"\nmethods = ["crown", "dual-network"]'), "ReLUs alone"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_in_one_line(change, words, tmp_path):

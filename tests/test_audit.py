@@ -233,6 +233,16 @@ def test_damaged_certificates_are_made_again(small: Case, tmp_path: Path) -> Non
     np.testing.assert_allclose([r.lower for r in again.rows], [r.lower for r in first.rows], rtol=5e-3)  # the search's tolerance
 
 
+def test_the_dual_network_certifies_an_audit(small: Case, tmp_path: Path) -> None:
+    """Never below CROWN, here and there above; the files pass the check from the weights, and the report says what bounded them."""
+    (tmp_path / "dual.toml").write_text((tmp_path / "audit.toml").read_text() + 'method = "dual-network"\n')
+    rows, dual = run_audit(small, tmp_path / "crown").rows, run_audit(prepare(tmp_path / "dual.toml"), tmp_path / "dual")
+    assert dual.failed == 0
+    assert all(d.lower >= r.lower * (1 - 1e-9) and d.lower <= r.upper for d, r in zip(dual.rows, rows, strict=True))
+    assert all(check_file(dual.folder / r.certificate, level="B", model=dual.folder / "model.safetensors").ok for r in dual.rows)
+    assert "dual network (slopes" in (dual.folder / "report.html").read_text()
+
+
 def test_another_audit_in_the_same_folder_leaves_nothing_of_the_first(small: Case, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_audit(small, out)

@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(narrow(), path / "model.safetensors")
     save_model(nn.Sequential(nn.Linear(DIM, 4), nn.Softmax(0), nn.Linear(4, 2)), path / "mixing.safetensors")
     save_model(nn.Sequential(nn.Linear(DIM, 1)), path / "one.safetensors")
+    save_model(nn.Sequential(nn.Linear(DIM, 4), nn.Tanh(), nn.Linear(4, 2)), path / "tanh.safetensors")
     (path / "x.csv").write_text(GOOD)
     np.save(path / "x.npy", np.full((2, DIM), 0.5))
     done = lde("explain", path / "model.safetensors", "--input", path / "x.csv", "--box", 0, 1, "--out", path / "good.json")
@@ -177,6 +178,9 @@ WRONG = {
     "unsupported layer": (("explain", "{mixing}", "--input", "{csv}", "--out", "{out}"), GOOD, r"Softmax\(dim=0\)"),
     "no such row": ((*EXPLAIN, "--row", "7"), GOOD, "holds 2 inputs"),
     "no such method": ((*EXPLAIN, "--method", "magic"), GOOD, "'magic' is not known"),
+    "dual network of another layer": (
+        ("explain", "{tanh}", "--input", "{csv}", "--out", "{out}", "--method", "dual-network"), GOOD, r"Tanh.* neither affine nor a ReLU; use",
+    ),
     "no such norm": ((*EXPLAIN, "--norm", "3"), GOOD, "p='3'"),
     "one output": (("explain", "{one}", "--input", "{csv}", "--out", "{out}"), GOOD, "one output"),
     "no such model": (("explain", "{out}", "--input", "{csv}", "--out", "{out}"), GOOD, "no such file"),
@@ -195,6 +199,17 @@ CONFIGS = {
     "unknown key": ("[question]\nnorm = 2\n", CSV, r"question\.norm: .*got 2"),
     "wrong type": ("[question]\napplicants = 'many'\n", CSV, r"question\.applicants.*'many'"),
     "no such norm": ("[question]\nnorms = [3]\n", CSV, r"question\.norms"),
+    "no such method": (
+        "[question]\nmethod = 'CROWN+'\n",
+        CSV,
+        r"question\.method: method='CROWN\+' is not known; use one of ibp, .*dual-network",
+    ),
+    "a method without proof": (
+        "[question]\nmethod = 'linear'\n",
+        CSV,
+        r"question\.method: method='linear' certifies nothing; use one of ibp",
+    ),
+    "no norms": ("[question]\nnorms = []\n", CSV, r"question\.norms: name at least one, each once, got \[\]"),
     "missing column": ("[changes]\nimmutable = ['agee']\n", CSV, r"no column 'agee'.*'age'"),
     "missing label": ("", CSV.replace(",class", ",klass"), r"no column 'class'.*'klass'"),
     "contradiction": ("[changes]\nrelations = ['age <= 10']\n", CSV, "cannot hold together"),
@@ -222,7 +237,7 @@ def test_wrong_use_costs_one_line_and_writes_nothing(folder: Path, tmp_path: Pat
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     places = {
         "model": folder / "model.safetensors", "mixing": folder / "mixing.safetensors", "one": folder / "one.safetensors", "csv": tmp_path / "in.csv",
-        "config": tmp_path / "audit.toml", "out": tmp_path / "out",
+        "tanh": folder / "tanh.safetensors", "config": tmp_path / "audit.toml", "out": tmp_path / "out",
     }  # fmt: skip
     refused(lde(*(a.format(**places) for a in arguments)), words)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*")} == before

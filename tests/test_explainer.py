@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import lde_cvx as lde
+from lde_cvx.methods import BOUNDS, CHAINS
 from lde_cvx.models import mlp
+from verification import radius
 from verification.validity import Validity
 
 DIM, CLASSES = 6, 3
@@ -448,6 +450,19 @@ def test_a_layer_that_cannot_be_bounded_is_named(x0: torch.Tensor) -> None:
 def test_bad_options_are_refused_when_they_are_given(model: nn.Module, options: dict[str, Any], words: str) -> None:
     with pytest.raises(lde.InputError, match=words.replace("(", r"\(")):
         lde.LagrangeDualExplainer(model, **options)
+
+
+def test_what_a_method_cannot_bound_is_refused_before_the_work(model: nn.Module, x0: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lde_cvx.explainer.find_witness", lambda *_, **__: pytest.fail("the search had begun"))
+    for method in CHAINS:
+        with pytest.raises(lde.InputError, match="neither affine nor a ReLU"):
+            explained(nn.Sequential(nn.Linear(DIM, 4), nn.Tanh(), nn.Linear(4, CLASSES)), x0, method=method)
+    with pytest.raises(lde.InputError, match="GroupNorm"):
+        explained(model, x0, norm=lde.GroupNorm([[0], list(range(1, DIM))]), method="dual-network")
+
+
+def test_methods_are_those_of_the_radii() -> None:
+    assert radius.METHODS == BOUNDS
 
 
 def test_a_broken_model_is_refused(x0: torch.Tensor) -> None:

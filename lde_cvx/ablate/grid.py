@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from formulations.errors import InputError
 from formulations.sets import Box, ConvexSet, LpBall, TotalVariation
-from lde_cvx.toml_files import file_text, parsed
+from lde_cvx.methods import CHAINS, known
+from lde_cvx.toml_files import Table, distinct, file_text, validated
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class SetTable(_Table):
+class SetTable(Table):
     """One convex set. `own` is the data set's: the box [0, 1] of images, the schema's polytope of tables. A list of tables is an intersection."""
 
     kind: Literal["all", "own", "box", "ball", "tv"]
@@ -57,7 +54,7 @@ class SetTable(_Table):
         return TotalVariation(self.budget, shape=shape)
 
 
-class Grid(_Table):
+class Grid(Table):
     """`norms` × `constraints` × `methods` × `orders` on the first `inputs` correctly classified held-out inputs of `data`.
 
     network      "relu" or "tanh"; temperature: of softened ReLUs for order 2, "auto" for a tenth of the pre-activations
@@ -77,22 +74,19 @@ class Grid(_Table):
     chunk: int = Field(10, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
 
-    @field_validator("norms", "orders", "methods", "constraints")
-    @classmethod
-    def _distinct(cls, value: Any) -> Any:
-        if not value or len(set(value)) < len(value):
-            raise ValueError("name at least one, each once")
-        return value
+    _each_once = field_validator("norms", "orders", "methods", "constraints")(distinct)
 
     @field_validator("methods")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
-        from lde_cvx.explainer import METHODS
+        return [known(method) for method in value]
 
-        for method in value:
-            if method not in METHODS:
-                raise ValueError(f"{method!r} is not one of {', '.join(METHODS)}")
-        return value
+    @model_validator(mode="after")
+    def _bounded(self) -> Grid:
+        refused = next((method for method in self.methods if method in CHAINS), None)
+        if self.network != "relu" and refused is not None:
+            raise ValueError(f"methods: {refused!r} takes networks of affine layers and ReLUs alone, and network = {self.network!r}")
+        return self
 
     @property
     def sha256(self) -> str:
@@ -115,11 +109,4 @@ def load_grid(path: str | Path) -> Grid:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file}: is no file; give the path of a grid.")
-    raw = parsed(file_text(file), file)
-    try:
-        return Grid.model_validate(raw)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(p) for p in first["loc"])
-        given = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
-        raise InputError(f"{file}: {where}: {first['msg'].lower()}{given}.") from None
+    return validated(Grid, file_text(file), file)

@@ -7,18 +7,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from formulations.errors import InputError
 from lde_cvx import toml_files
-from lde_cvx.toml_files import parsed, text_of
+from lde_cvx.methods import certifying
+from lde_cvx.toml_files import Table, distinct, text_of, validated
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DataTable(_Table):
+class DataTable(Table):
     """`name`: a data set that ships with the package; or `path`: a CSV file with its label column and the label that means declined."""
 
     name: str | None = None
@@ -29,7 +25,7 @@ class DataTable(_Table):
     test_fraction: float = Field(0.25, gt=0, lt=1)
 
 
-class ModelTable(_Table):
+class ModelTable(Table):
     """A multilayer perceptron trained here, deterministically."""
 
     hidden: list[int] = [32, 32]
@@ -45,7 +41,7 @@ class ModelTable(_Table):
         return value
 
 
-class ChangesTable(_Table):
+class ChangesTable(Table):
     """What may change: the keywords of `Schema.from_frame`, in original units."""
 
     immutable: list[str] = []
@@ -59,23 +55,19 @@ class ChangesTable(_Table):
     budget: float | None = Field(None, ge=0)
 
 
-class QuestionTable(_Table):
-    """Which applicants, measured how. `norms` in standardised units; `method` is the bound pass, `seconds` what branching may take for each of them."""
+class QuestionTable(Table):
+    """Which applicants, measured how. `norms` in standardised units; `method` certifies, `seconds` is what branching may take for each of them."""
 
     applicants: int = Field(30, ge=1)
     norms: list[Literal[1, 2, "inf"]] = [1, 2]
-    method: Literal["ibp", "crown-ibp", "crown", "alpha-crown", "branching", "exact"] = "crown"
+    method: str = "crown"
     seconds: float | None = Field(None, gt=0)
 
-    @field_validator("norms")
-    @classmethod
-    def _distinct(cls, value: list[Any]) -> list[Any]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError("name at least one norm, each once")
-        return value
+    _norms = field_validator("norms")(distinct)
+    _method = field_validator("method")(certifying)
 
 
-class AuditConfig(_Table):
+class AuditConfig(Table):
     title: str = "Certified audit of declined applications"
     subtitle: str = "How far is each declined applicant from approval, which features decide it, and what may change?"
     seed: int = Field(0, ge=0, lt=2**31)
@@ -97,13 +89,5 @@ def embedded() -> list[str]:
 
 def load_config(source: str | Path) -> tuple[AuditConfig, str]:
     """(configuration, its text) from a TOML file or an embedded name. Raises InputError, one line, naming the key and its value."""
-    name, text = str(source), text_of(source, "lde_cvx.configs", "configuration")
-    raw = parsed(text, name)
-    try:
-        return AuditConfig.model_validate(raw), text
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(p) for p in first["loc"])
-        more = f" ({e.error_count() - 1} more)" if e.error_count() > 1 else ""
-        given = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
-        raise InputError(f"{name}: {where}: {first['msg'].lower()}{given}{more}.") from None
+    text = text_of(source, "lde_cvx.configs", "configuration")
+    return validated(AuditConfig, text, source), text

@@ -21,7 +21,11 @@ from lde_cvx.auditing.case import SCHEMA, Case, norm_name, source_sha256
 from lde_cvx.auditing.record import AuditRow
 from verification.certificate import Certificate, ModelRecord
 
-METHOD_WORDS = {"branching": "branch and bound, after a crown pass", "exact": "branch and bound to the end, after a crown pass"}
+METHOD_WORDS = {
+    "branching": "branch and bound, after a crown pass",
+    "exact": "branch and bound to the end, after a crown pass",
+    "dual-network": "dual network (slopes and multipliers trained together), after a crown pass",
+}
 
 
 def results_csv(rows: Sequence[AuditRow]) -> str:

@@ -24,7 +24,7 @@ from torch import nn
 from formulations.sets import Box
 from lde_cvx.campaign.cases import Case
 from lde_cvx.campaign.networks import Random
-from lde_cvx.searching import SEARCHES
+from lde_cvx.methods import SEARCHES
 from verification.attack import Budget, find_witness
 from verification.decision import Decision
 from verification.radius import certified_radius

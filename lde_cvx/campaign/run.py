@@ -23,8 +23,8 @@ from lde_cvx.campaign.cases import Case, case, evaluate32
 from lde_cvx.campaign.networks import save
 from lde_cvx.campaign.rounding import float32_error
 from lde_cvx.explainer import LagrangeDualExplainer
+from lde_cvx.methods import SEARCHES
 from lde_cvx.models import one_thread
-from lde_cvx.searching import SEARCHES
 from verification.certificate import Certificate, ContradictionError
 from verification.certificate_format import parse
 from verification.checker import check_file, check_record

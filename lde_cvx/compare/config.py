@@ -7,21 +7,16 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from formulations.errors import InputError
 from lde_cvx import toml_files
-from lde_cvx.toml_files import parsed, text_of
+from lde_cvx.toml_files import Table, distinct, text_of, validated
 
 METRICS = ("deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory")
 KINDS = ("lde", "leg", "leg-tv", "rate-distortion", "baseline")
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class CaseTable(_Table):
+class CaseTable(Table):
     """A case that the package builds (`name`), or a `model` file (.safetensors, .onnx) with `inputs` (.npy, (n, *shape)) and the `box` they live in."""
 
     name: Literal["mnist_cnn", "german_credit", "digits"] | None = None
@@ -39,7 +34,7 @@ class CaseTable(_Table):
         return self
 
 
-class MetricsTable(_Table):
+class MetricsTable(Table):
     """Which metrics. fill: what replaces features ("reference": the training mean where the case has one); steps of the curves; noise and repeats of stability."""
 
     names: list[Literal["deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory"]] = [
@@ -50,15 +45,10 @@ class MetricsTable(_Table):
     noise: float = Field(0.05, gt=0)
     repeats: int = Field(3, ge=1)
 
-    @field_validator("names")
-    @classmethod
-    def _distinct(cls, value: list[str]) -> list[str]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError("name at least one metric, each once")
-        return value
+    _names = field_validator("names")(distinct)
 
 
-class MethodTable(_Table):
+class MethodTable(Table):
     """`kind` is lde, leg, leg-tv, rate-distortion, or baseline with its `method`; `settings` are the keywords of that explainer; a baseline's
 
     reference = "case" is what stands for a removed feature in the case (the training mean, or 0), and `reading` of lde is "scores" or "contributions" to that."""
@@ -75,7 +65,7 @@ class MethodTable(_Table):
         return self
 
 
-class CompareConfig(_Table):
+class CompareConfig(Table):
     title: str = "Explanation methods side by side"
     seed: int = Field(0, ge=0, lt=2**31)
     case: CaseTable
@@ -112,11 +102,4 @@ def embedded() -> list[str]:
 
 def load_config(source: str | Path) -> CompareConfig:
     """The configuration of a TOML file or an embedded name. Raises InputError, one line, naming the key and its value."""
-    name, raw = str(source), parsed(text_of(source, "lde_cvx.compare", "comparison"), source)
-    try:
-        return CompareConfig.model_validate(raw)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(p) for p in first["loc"])
-        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r:.80}"
-        raise InputError(f"{name}: {where}: {first['msg'].lower()}{given}.") from None
+    return validated(CompareConfig, text_of(source, "lde_cvx.compare", "comparison"), source)
