@@ -29,7 +29,7 @@ from lde_cvx.manifest import write_manifest
 from lde_cvx.methods import SEARCHES
 from lde_cvx.models import one_thread, save_model
 from verification.certificate import Certificate
-from verification.certificate_format import self_hash
+from verification.checking.text import self_hash
 
 __all__ = ["AuditResult", "Case", "prepare", "run_audit"]
 

@@ -11,8 +11,8 @@ from typing import Any
 from formulations.errors import InputError
 from lde_cvx.manifest import NAME, Manifest, compare, read_manifest
 from lde_cvx.signing import is_signed_by
-from verification.certificate_format import FormatError, read
 from verification.checker import CheckReport, check_file
+from verification.checking.text import FormatError, read
 
 
 @dataclass(frozen=True)

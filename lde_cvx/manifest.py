@@ -22,7 +22,7 @@ from typing import Any
 
 from formulations.errors import InputError
 from formulations.whole_file import whole_file
-from verification.certificate_format import FormatError, canonical, read, self_hash
+from verification.checking.text import FormatError, canonical, read, self_hash
 
 __all__ = ["NAME", "WORDS", "Entry", "Manifest", "claim_hash", "compare", "read_manifest", "write_manifest"]
 

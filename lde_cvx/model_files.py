@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from formulations.errors import InputError
 from formulations.whole_file import whole_file
 from lde_cvx.normalize import Normalize
-from verification.certificate_format import FormatError, decode
+from verification.checking.text import FormatError, decode
 from verification.rechecking.network import LayerError, ModelFile, Network
 
 FORMAT = "lde-layers-1"

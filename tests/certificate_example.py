@@ -13,7 +13,9 @@ from formulations.norms import Norm
 from formulations.programs import min_norm
 from formulations.sets import Box, LpBall, Polytope, TotalVariation
 from verification.certificate import CellEvidence, Certificate, ModelRecord, RivalEvidence, Split, WitnessEvidence
-from verification.certificate_format import Document, parse, self_hash
+from verification.certificate_format import parse
+from verification.checking.document import Document
+from verification.checking.text import self_hash
 from verification.decision import Decision
 
 D, CLASSES = 6, 3

@@ -20,8 +20,10 @@ from formulations.support import Region as SearchRegion
 from lde_cvx.model_files import save_model
 from lde_cvx.normalize import Normalize
 from verification.certificate import CellEvidence, Certificate, ModelRecord, RivalEvidence, WitnessEvidence, evaluate
-from verification.certificate_format import Cell, parse, self_hash
+from verification.certificate_format import parse
 from verification.checker import CheckReport, CheckStatus, check_file
+from verification.checking.document import Cell
+from verification.checking.text import self_hash
 from verification.decision import Decision
 from verification.evidence import inner_slopes
 from verification.lirpa import BoundEngine

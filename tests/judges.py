@@ -16,7 +16,7 @@ from formulations.programs import min_norm
 from formulations.sets import Box, Intersection, Polytope
 from formulations.sets.base import ConvexSet
 from formulations.status import Status
-from verification.certificate_format import Cell, Document, NormSpec, PartSpec
+from verification.checking.document import Cell, Document, NormSpec, PartSpec
 from verification.decision import Decision
 from verification.exact import exact_radius
 

@@ -28,8 +28,8 @@ from verification.certificate import (
     Verdict,
     WitnessEvidence,
 )
-from verification.certificate_format import canonical
 from verification.checker import CheckStatus, check_file
+from verification.checking.text import canonical
 from verification.decision import Decision
 from verification.model import float64_copy
 

@@ -22,8 +22,11 @@ from tests.certificate_example import rehashed
 from verification.attack import find_witness
 from verification.branching import BranchingResult, Leaf, RowTree, branch_radius
 from verification.certificate import Certificate, WitnessEvidence
-from verification.certificate_format import FLIP_ROW, MARGIN_ROW, parse
-from verification.checker import CheckStatus, Verdict, bound_down, check_file, check_record, row_bounds
+from verification.certificate_format import parse
+from verification.checker import CheckStatus, Verdict, check_file, check_record
+from verification.checking.document import FLIP_ROW, MARGIN_ROW
+from verification.checking.rationals import bound_down
+from verification.checking.theorem import row_bounds
 from verification.decision import Decision
 from verification.radius import certified_radius
 from verification.tree_evidence import relu_names, tree_rows

@@ -24,37 +24,39 @@ from formulations.programs import min_norm
 from formulations.sets import Box, LpBall, Polytope, TotalVariation
 from tests.catalogue import DIM, NORMS, SETS, start_for
 from tests.certificate_example import document, linear_certificate, rehashed, relu_pieces
-from verification import checker
-from verification.certificate_format import FormatError, Split, canonical, decode, parse
+from verification.certificate_format import parse
 from verification.checker import CheckStatus, check_file, check_record
+from verification.checking import parts, rationals, theorem
+from verification.checking.document import Split
+from verification.checking.text import FormatError, canonical, decode
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECED = {k: C for k, C in SETS.items() if "own set" not in k}
 
 # ------------------------------------------------------------------------------------------------------------- exact arithmetic
 
-rationals = st.fractions().filter(lambda q: q.denominator < 10**30) | st.floats(allow_nan=False, allow_infinity=False).map(Fraction)
+fractions = st.fractions().filter(lambda q: q.denominator < 10**30) | st.floats(allow_nan=False, allow_infinity=False).map(Fraction)
 
 
-@given(rationals)
+@given(fractions)
 def test_rounding_is_on_the_weak_side_and_tight(q: Fraction) -> None:
     r = fmpq(q.numerator, q.denominator)
-    low, high = checker.float_down(r), checker.float_up(r)
+    low, high = rationals.float_down(r), rationals.float_up(r)
     assert Fraction(low) <= q <= Fraction(high)
     assert high <= math.nextafter(low, math.inf)
-    up = checker.round_up(r)
+    up = rationals.round_up(r)
     assert 0 <= up - r <= abs(r) / 2**200
     if q >= 0:
-        s = checker.sqrt_up(r)
+        s = rationals.sqrt_up(r)
         assert s * s >= r
         assert s * s - r <= r / 2**200
-        assert checker.sqrt_up(checker.exact(float(min(q, 10**6))) ** 2) >= checker.exact(float(min(q, 10**6)))
+        assert rationals.sqrt_up(rationals.exact(float(min(q, 10**6))) ** 2) >= rationals.exact(float(min(q, 10**6)))
 
 
 @given(st.fractions(min_value=0, max_value=10**6, max_denominator=2**20))
 def test_square_roots_of_dyadic_squares_are_exact(q: Fraction) -> None:
-    r = checker.exact(float(q))
-    assert checker.sqrt_up(r * r) == r
+    r = rationals.exact(float(q))
+    assert rationals.sqrt_up(r * r) == r
 
 
 def test_norms_are_upper_bounds_and_dual_to_each_other() -> None:
@@ -63,18 +65,18 @@ def test_norms_are_upper_bounds_and_dual_to_each_other() -> None:
         spec = document(np.zeros(DIM), norm, (), np.ones((1, DIM)), np.zeros(1), np.ones(1), ()).norm
         for _ in range(20):
             v, w = rng.normal(size=DIM), rng.normal(size=DIM) * (rng.random(DIM) < 0.6)
-            value, dual = (f(spec, [checker.exact(x) for x in u]) for f, u in ((checker.value_up, v), (checker.dual_up, w)))
-            assert checker.float_down(value) == pytest.approx(norm.value(v), rel=1e-13)
-            assert checker.float_down(dual) == pytest.approx(norm.dual_value(w), rel=1e-13)
-            omega = checker.weights(spec, DIM)
-            assert all(o * abs(checker.exact(x)) <= value for o, x in zip(omega, v, strict=True))
+            value, dual = (f(spec, [rationals.exact(x) for x in u]) for f, u in ((parts.value_up, v), (parts.dual_up, w)))
+            assert rationals.float_down(value) == pytest.approx(norm.value(v), rel=1e-13)
+            assert rationals.float_down(dual) == pytest.approx(norm.dual_value(w), rel=1e-13)
+            omega = parts.weights(spec, DIM)
+            assert all(o * abs(rationals.exact(x)) <= value for o, x in zip(omega, v, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the theorem
 
 
 def bound(doc) -> float:
-    return checker.bound_down(checker.row_bounds(doc)[0])
+    return rationals.bound_down(theorem.row_bounds(doc)[0])
 
 
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
@@ -126,9 +128,9 @@ def test_parts_over_the_input_are_not_shifted_in_floats() -> None:
                 np.ones(1),
                 [None if isinstance(C, Box) else np.zeros(1)],
             )
-            assert checker.Hull(doc).hi[0] == fmpq(room.numerator, room.denominator)
+            assert theorem.Hull(doc).hi[0] == fmpq(room.numerator, room.denominator)
         doc = document(np.array([x0]), 2, C.parts(1), np.array([[-1.0]]), np.array([hi - x0 - 1e-12]), np.ones(1), [np.ones(1)])
-        assert checker.combine(doc, doc.cells[0][0])[1] == checker.exact(hi - x0 - 1e-12) - checker.Hull(doc).hi[0]
+        assert theorem.combine(doc, doc.cells[0][0])[1] == rationals.exact(hi - x0 - 1e-12) - theorem.Hull(doc).hi[0]
 
 
 def test_radius_and_reach() -> None:
@@ -190,14 +192,14 @@ def trees(draw, depth: int = 5):
 @given(trees(), st.randoms())
 def test_all_leaves_cover_and_fewer_do_not(leaves, random) -> None:
     random.shuffle(leaves)
-    assert checker.covers(leaves)
+    assert theorem.covers(leaves)
     gone = random.randrange(len(leaves))
-    assert not checker.covers(leaves[:gone] + leaves[gone + 1 :])
+    assert not theorem.covers(leaves[:gone] + leaves[gone + 1 :])
     if leaves[gone]:
         at = random.randrange(len(leaves[gone]))
         s = leaves[gone][at]
         for other in (replace(s, side=-s.side), replace(s, cut=s.cut + 1), replace(s, index=s.index + 1), replace(s, at="other")):
-            assert not checker.covers([*leaves[:gone], [*leaves[gone][:at], other, *leaves[gone][at + 1 :]], *leaves[gone + 1 :]])
+            assert not theorem.covers([*leaves[:gone], [*leaves[gone][:at], other, *leaves[gone][at + 1 :]], *leaves[gone + 1 :]])
 
 
 @pytest.mark.parametrize("norm", [1, 2, "inf"])

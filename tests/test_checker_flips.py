@@ -18,8 +18,8 @@ from tests.certificate_example import rehashed
 from tests.checker_example import INVALID, VALID, document, in_ball, stored
 from tests.test_certificate_trees import Case, reaching, two_layers
 from verification.certificate import Certificate
-from verification.certificate_format import Split
 from verification.checker import check_file
+from verification.checking.document import Split
 from verification.rechecking.flips import Flips
 from verification.rechecking.network import read_model
 from verification.rechecking.rows import _bounds, _value_at

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verification.certificate_format import Cell, Document, NormSpec, PartSpec, Verdict
+from verification.checking.document import Cell, Document, NormSpec, PartSpec, Verdict
 from verification.rechecking.activations import Rectifier, Tanh
 from verification.rechecking.affine import Add, Conv, Dense, Reshape, Scale
 from verification.rechecking.bounds import Bounds

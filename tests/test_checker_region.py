@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from formulations.norms import GroupNorm, Norm
 from formulations.sets import Box, LpBall, Polytope, TotalVariation
 from tests.checker_example import document, in_ball
-from verification.certificate_format import Split
+from verification.checking.document import Split
 from verification.rechecking.activations import Rectifier, Sigmoid, Tanh, tanh_bounds
 from verification.rechecking.region import Region
 

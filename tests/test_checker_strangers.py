@@ -15,8 +15,9 @@ import pytest
 from lde_cvx.models import save_model
 from tests.certificate_example import linear_certificate, rehashed, relu_pieces
 from tests.test_certificate_trees import Case, all_pieces
-from verification.certificate_format import canonical, input_hash, parse
+from verification.certificate_format import parse
 from verification.checker import CheckStatus, check_file, check_record
+from verification.checking.text import canonical, input_hash
 from verification.rechecking.network import read_model, to_json
 
 Record = dict[str, Any]

@@ -29,8 +29,12 @@ from tests.checker_example import stored
 from tests.judges import follows, nearest_on_a_grid, true_of
 from tests.test_certificate_trees import all_pieces, two_layers
 from verification.branching import branch
-from verification.certificate_format import Document, FormatError, Verdict, canonical, input_hash, parse
-from verification.checker import CheckStatus, bound_down, check_file, check_record, row_bounds
+from verification.certificate_format import parse
+from verification.checker import CheckStatus, check_file, check_record
+from verification.checking.document import Document, Verdict
+from verification.checking.rationals import bound_down
+from verification.checking.text import FormatError, canonical, input_hash
+from verification.checking.theorem import row_bounds
 
 FREE = ("seed", "versions", "notes", "provenance", "command")  # no claim rests on them
 REAL = re.compile(r"-?(0x[01]\.[0-9a-f]+p[+-]\d+|inf)")

@@ -35,8 +35,9 @@ from tests.certificate_example import linear_certificate, rehashed
 from tests.judges import follows
 from tests.test_certificate_trees import two_layers
 from verification.certificate import Certificate
-from verification.certificate_format import FormatError, canonical, decode, parse
+from verification.certificate_format import parse
 from verification.checker import CheckStatus, check_file, check_record
+from verification.checking.text import FormatError, canonical, decode
 from verification.rechecking.network import read_model
 
 LIMIT = 5  # seconds

@@ -57,6 +57,23 @@ def test_no_arrow_runs_back(path: Path) -> None:
     assert backward(path.relative_to(ROOT).parts[0], list(imported(tree_of(path)))) == []
 
 
+CHECKER = ("checker.py", "certificate_format.py", "checking", "rechecking")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f for f in FILES if f.parts[len(ROOT.parts) : len(ROOT.parts) + 2] in {("verification", c) for c in CHECKER}],
+    ids=lambda p: p.stem,
+)
+def test_the_checker_uses_nothing_that_makes_certificates(path: Path) -> None:
+    """Its files import one another alone; and those of level A, no file of the levels above but where one is asked for."""
+    ours = [n.split(".") for n in imported(tree_of(path)) if n.split(".")[0] in LAYERS]
+    homes = {c.removesuffix(".py") for c in CHECKER}
+    assert [n for n in ours if n[0] != "verification" or n[1] not in homes] == []
+    if "checking" in path.parts or path.stem == "certificate_format":
+        assert [n for n in ours if n[1] in ("checker", "rechecking")] == []
+
+
 def test_only_one_file_imports_the_bound_library() -> None:
     users = [f.relative_to(ROOT) for f in FILES if any(n.split(".")[0] == "auto_LiRPA" for n in imported(tree_of(f)))]
     assert [u.parts[0] for u in users] == ["verification"], users

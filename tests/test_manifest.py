@@ -18,8 +18,8 @@ from lde_cvx.cli import app
 from lde_cvx.manifest import NAME, compare, read_manifest, write_manifest
 from lde_cvx.signing import is_signed_by, new_key, sign
 from tests.certificate_example import linear_certificate
-from verification.certificate_format import self_hash
 from verification.checker import check_file
+from verification.checking.text import self_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 

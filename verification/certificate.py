@@ -3,7 +3,7 @@ r"""Certificates: the record of a claim about one decision, with what is needed 
     lower ≤ v* ≤ upper,   v* = min { ‖Wδ‖ : δ ∈ C, some margin row m_k(δ) ≤ 0 }
 
 `Certificate.build` takes the rows, radii and multipliers that a search ended with. The number it publishes is not the search's: it is the checker's exact
-evaluation of that evidence (verification/checker.py, which also states the theorem), rounded down. So a file that was just written checks by construction,
+evaluation of that evidence (verification/checking/theorem.py), rounded down. So a file that was just written checks by construction,
 and poor multipliers cost tightness, never truth.
 """
 
@@ -25,8 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InputError
 from formulations.whole_file import whole_file
 from verification import checker
-from verification.certificate_format import FORMAT, VERSION, FormatError, canonical, input_hash, parse, read, self_hash, weights_hash
+from verification.certificate_format import FORMAT, VERSION, parse
 from verification.checker import CheckReport, CheckStatus, Verdict
+from verification.checking.claims import FEASIBILITY, claims, contradictions, statements
+from verification.checking.parts import distance
+from verification.checking.rationals import bound_down, float_up
+from verification.checking.text import FormatError, canonical, input_hash, read, self_hash, weights_hash
+from verification.checking.theorem import row_bounds
 from verification.evidence import (
     CellEvidence,
     RivalEvidence,
@@ -141,7 +146,7 @@ class Certificate:
             ],
             "witness": None if witness is None else witness_record(witness, flat),
             "lower": (0.0).hex(), "upper": float("inf").hex(), "verdict": Verdict.UNKNOWN.name,
-            "tolerances": {"feasibility": checker.FEASIBILITY.hex(), "outputs": OUTPUTS.hex()},
+            "tolerances": {"feasibility": FEASIBILITY.hex(), "outputs": OUTPUTS.hex()},
             "method": method, "versions": _versions(), "seed": seed, "command": " ".join(sys.argv) if command is None else command,
             "provenance": plain(provenance or {}), "notes": plain(notes or {}),
         }  # fmt: skip
@@ -299,24 +304,24 @@ def _published(record: dict[str, Any]) -> dict[str, Any]:
         doc = parse(record)
     except FormatError as error:
         raise InputError(f"Certificate: {error}.") from None
-    for wrong in checker.statements(doc):
+    for wrong in statements(doc):
         raise InputError(f"Certificate: {wrong}; a certificate must not say so.")
-    for wrong in checker.contradictions(doc):
+    for wrong in contradictions(doc):
         raise ContradictionError(f"{wrong}: the bound pass, the network or the witness is wrong; please report it.")
-    proved = checker.row_bounds(doc)
-    bounds = [checker.bound_down(b) for b in proved]
+    proved = row_bounds(doc)
+    bounds = [bound_down(b) for b in proved]
     for entry, bound in zip(record["rivals"], bounds, strict=True):
         entry["lower"] = bound.hex()
     lower = min(bounds)
-    upper = float("inf") if doc.witness is None else checker.float_up(checker.distance(doc, doc.witness))
+    upper = float("inf") if doc.witness is None else float_up(distance(doc, doc.witness))
     if lower > upper:
-        if lower > upper * (1 + CONTRADICTION) + checker.FEASIBILITY:
+        if lower > upper * (1 + CONTRADICTION) + FEASIBILITY:
             raise ContradictionError(
                 f"the evidence proves lower={lower!r}, but a witness lies at {upper!r}; one of them is wrong, please report it."
             )
         lower = upper  # the witness may leave C by the tolerance, and be that much nearer than the exact optimum
     record["lower"], record["upper"], record["verdict"] = lower.hex(), upper.hex(), Verdict.of(lower, upper).name
-    for wrong in checker.claims(replace(doc, lower=lower, row_lowers=bounds, upper=upper, verdict=Verdict.of(lower, upper)), proved):
+    for wrong in claims(replace(doc, lower=lower, row_lowers=bounds, upper=upper, verdict=Verdict.of(lower, upper)), proved):
         raise InputError(f"Certificate: {wrong}; give evidence that does.")
     record["sha256"] = self_hash(record)
     return record

@@ -1,7 +1,7 @@
 r"""What a search hands to a certificate, and how it is written down.
 
 Evidence for one margin row is a list of cells: affine rows that hold on {splits} ∩ C ∩ {‖Wδ‖ ≤ radius}, with multipliers for them. Any multipliers give a
-true bound (verification/checker.py), so nothing here has to be optimal. Parts of C are written as they are, over the input or over the change.
+true bound (verification/checking/theorem.py), so nothing here has to be optimal. Parts of C are written as they are, over the input or over the change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InputError
-from verification.certificate_format import Split
+from verification.checking.document import Split
 
 if TYPE_CHECKING:
     from formulations.norms import Norm

@@ -1,7 +1,7 @@
 r"""The trees of a search by input splits as evidence for a certificate: every leaf a cell of C, with its minorant row and multipliers for it.
 
 A leaf's program is  min ‖Wδ‖  s.t.  a·δ + b ≤ 0,  δ ∈ C,  lo ≤ x0 + δ ≤ hi.  The cell's box is no part of C; its multipliers, like those of C's own boxes,
-are what w leaves (verification/checker.py), which reads the box off the path.
+are what w leaves (verification/checking/theorem.py), which reads the box off the path.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from formulations.sets.base import ConvexSet
 from formulations.solution import Solution
 from formulations.support import Region
 from verification.branching.answers import BranchingResult, RowTree
-from verification.certificate_format import FLIP_ROW
+from verification.checking.document import FLIP_ROW
 from verification.evidence import CellEvidence, RivalEvidence, Split
 from verification.radii import CertifiedRow
 

@@ -22,8 +22,9 @@ from formulations.programs import relative_parts
 from formulations.sets import ConvexSet
 from lde_cvx.campaign.networks import Random
 from verification.attack import Budget, find_witness
-from verification.certificate_format import Document
-from verification.checker import distance, exact, excess
+from verification.checking.document import Document
+from verification.checking.parts import distance, excess
+from verification.checking.rationals import exact
 from verification.decision import Decision
 from verification.rechecking.graph import Network
 from verification.rechecking.outputs import narrowed, points

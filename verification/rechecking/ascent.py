@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from verification.certificate_format import Split
+from verification.checking.document import Split
 from verification.rechecking.activations import Rectifier
 from verification.rechecking.affine import Add, Affine
 from verification.rechecking.bounds import Bounds

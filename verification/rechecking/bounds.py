@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from verification.certificate_format import Document, Inner, Split
+from verification.checking.document import Document, Inner, Split
 from verification.rechecking.activations import Activation, Lines, Rectifier, lines
 from verification.rechecking.affine import Add, Affine, Reshape, Scale
 from verification.rechecking.backward import Backward

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from verification.certificate_format import Split
+from verification.checking.document import Split
 from verification.rechecking.activations import Activation, Rectifier, lines
 from verification.rechecking.ascent import Climb, Point, covered, total
 from verification.rechecking.backward import DUST

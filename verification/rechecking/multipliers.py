@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from verification.certificate_format import NormSpec
+    from verification.checking.document import NormSpec
     from verification.rechecking.region import Block, Region
 
 STEPS, AGAIN = 150, 50  # from nothing, and from multipliers of a similar region; at effort 1, 2, …

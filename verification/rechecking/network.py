@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from verification.certificate_format import FormatError, decode, weights_hash
+from verification.checking.text import FormatError, decode, weights_hash
 from verification.rechecking.building import Builder
 from verification.rechecking.graph import LayerError, Network, Node
 from verification.rechecking.rounding import Shape

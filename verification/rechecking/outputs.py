@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from flint import arb, ctx, fmpq
 
-from verification.certificate_format import Document
-from verification.checker import Rational, distance, exact, excess, float_up
+from verification.checking.document import Document
+from verification.checking.parts import distance, excess
+from verification.checking.rationals import Rational, exact, float_up
 from verification.rechecking.activations import Rectifier, Tanh
 from verification.rechecking.affine import Add, Affine
 from verification.rechecking.bounds import enclose

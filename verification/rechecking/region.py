@@ -7,7 +7,7 @@ For the boxes lo ≤ δ ≤ hi (the ball's own box included), the ball ‖Wδ‖
     rows K δ ≤ h      σ = u·h, u ≥ 0 (equalities: u free)
     ball ‖K δ + e‖ ≤ ρ       σ = ρ‖u‖_* − u·e
 
-which is the theorem of verification/checker.py once more. So nothing has to be believed about w and u: u comes from a heuristic in float32
+which is the theorem of verification/checking/theorem.py once more. So nothing has to be believed about w and u: u comes from a heuristic in float32
 (multipliers.py), w from closed forms, and what is returned is this sum, evaluated with all rounding errors on the upper side. What the
 floats miss of q meets |δ_i| ≤ max(|lo_i|, |hi_i|). A group norm's ball is one of the parts; custom sets are left out (a larger region).
 """
@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verification.certificate_format import Cell, Document, NormSpec
-from verification.checker import Hull, exact, float_down, float_up
+from verification.checking.document import Cell, Document, NormSpec
+from verification.checking.rationals import exact, float_down, float_up
+from verification.checking.theorem import Hull
 from verification.rechecking.multipliers import Search, cut_multiplier, length_multiplier
 from verification.rechecking.rounding import INFLATE, TINY, Array, U, gamma
 

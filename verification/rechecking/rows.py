@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from verification.certificate_format import FLIP_ROW, MARGIN_ROW, Cell, Document, FormatError, Inner, Split
-from verification.checker import exact, float_up
+from verification.checking.document import FLIP_ROW, MARGIN_ROW, Cell, Document, Inner, Split
+from verification.checking.rationals import exact, float_up
+from verification.checking.text import FormatError
 from verification.rechecking.affine import Add, Affine
 from verification.rechecking.bounds import Bounds
 from verification.rechecking.facets import Aim
