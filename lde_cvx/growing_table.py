@@ -1,4 +1,4 @@
-"""A CSV that grows as a run finishes its cases, in a folder that says which settings its lines belong to; a run that was cut goes on after its last whole line."""
+"""A CSV that grows as a run finishes its cases (lde_cvx/growing_file.py), in a folder that says which settings its lines belong to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from formulations.errors import InputError
 from formulations.whole_file import whole_file
+from lde_cvx.growing_file import append, lines
 
 
 @dataclass(frozen=True)
@@ -41,33 +41,21 @@ class GrowingTable:
         if self.table.is_file():
             raise InputError(f"--out {folder}: holds a {self.table.name} without its {self.stamp.name}; name another folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        _write(self.stamp, json.dumps({"sha256": mine, self.what: dict(settings)}, indent=1) + "\n")
+        with whole_file(self.stamp) as draft:
+            draft.write_text(json.dumps({"sha256": mine, self.what: dict(settings)}, indent=1) + "\n", encoding="utf-8", newline="")
 
     def kept(self) -> list[dict[str, str]]:
         """The whole lines of an earlier run; what a killed run left half-written is cut off the file."""
-        if not self.table.is_file():
-            return []
-        text = self.table.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        rows = [r for r in csv.DictReader(io.StringIO(whole)) if None not in r and None not in r.values()]
-        if whole and (len(rows) + 1 != whole.count("\n") or whole.splitlines()[0] != ",".join(self.columns)):
+        whole = lines(self.table)
+        rows = [r for r in csv.DictReader(whole) if None not in r and None not in r.values()]
+        if whole and (len(rows) + 1 != len(whole) or whole[0] != ",".join(self.columns) + "\n"):
             raise InputError(f"{self.table}: is not a table of this version; name another folder.")
-        if whole != text:
-            _write(self.table, whole)
         return rows
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        new = not self.table.is_file() or self.table.stat().st_size == 0
-        with self.table.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    with whole_file(path) as draft:
-        draft.write_text(text, encoding="utf-8", newline="")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        if not self.table.is_file() or self.table.stat().st_size == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+        append(self.table, [text.getvalue()])

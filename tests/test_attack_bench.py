@@ -115,9 +115,17 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(monkeypatch: pytest.
     monkeypatch.setattr(bench, "networks", lambda cache, *, quick, tell: iter([Case("digits", model, x[:2], bench.Box(0, 1), (0, 1))]))
     bench.bench(tmp_path, console=quiet)
     assert len(ran) == 13  # other inputs: nothing of the old run is taken
-    (tmp_path / "witness_done.json").write_text("{")
-    with pytest.raises(InputError, match=r"witness_done\.json: cannot be read"):
-        bench.bench(tmp_path, console=quiet)
+    done = tmp_path / "witness_done.jsonl"
+    whole = done.read_text()
+    done.write_text(whole + whole[:40])  # killed while it wrote
+    bench.bench(tmp_path, console=quiet)
+    assert len(ran) == 13
+    assert done.read_text() == whole
+    for damaged in ("{\n", "[]\n", '{"key": "k"}\n'):
+        done.write_text(damaged)
+        with pytest.raises(InputError, match=r"witness_done\.jsonl: .*delete it"):
+            bench.bench(tmp_path, console=quiet)
+        assert done.read_text() == damaged
 
 
 @pytest.mark.slow
@@ -127,7 +135,7 @@ def test_the_installed_rivals_run_and_are_not_nearer(p: float, tmp_path) -> None
     pytest.importorskip("torchattacks")
     model, x, _ = correct_digits(8)
     case = Case("digits", model, x, bench.Box(0, 1), (0, 1))
-    attempts = bench.measure(case, p, "cpu", Kept(tmp_path / "done.json"), quick=True, tell=print)
+    attempts = bench.measure(case, p, "cpu", Kept(tmp_path / "done.jsonl"), quick=True, tell=print)
     assert {a.method for a in attempts} >= {bench.OURS, "FMN", "FAB"}
     ours = attempts[0]
     for rival in attempts[1:]:

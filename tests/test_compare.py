@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on(written: Path, tmp_path: Path, monkeypatch: 
     assert after.startswith(before)
     assert len(calls) == 3 * 4 - 5  # the five that were there are not computed again
     assert len(after.splitlines()) == 1 + 3 * 4 * 7
-    again = CellStore(folder, config.sha256)
+    again = CellStore(folder, config)
     assert again.cells == store.cells
     run(config, folder)
     assert path.read_text() == after
@@ -123,16 +123,16 @@ def test_values_do_not_depend_on_the_interruption(written: Path, tmp_path: Path)
 
 def test_another_case_needs_another_folder(written: Path, tmp_path: Path) -> None:
     config = load_config(written)
-    CellStore(tmp_path / "out", config.sha256)
+    CellStore(tmp_path / "out", config)
     other = config.model_copy(update={"seed": 1})
-    with pytest.raises(InputError, match="use another folder"):
-        CellStore(tmp_path / "out", other.sha256)
+    with pytest.raises(InputError, match="another comparison; name another folder"):
+        CellStore(tmp_path / "out", other)
 
 
 def test_a_changed_method_is_computed_again(written: Path, tmp_path: Path) -> None:
     config = load_config(written)
-    CellStore(tmp_path / "out", config.sha256).add(config.methods[1], 0, "deletion", 0.5)
-    store = CellStore(tmp_path / "out", config.sha256)
+    CellStore(tmp_path / "out", config).add(config.methods[1], 0, "deletion", 0.5)
+    store = CellStore(tmp_path / "out", config)
     assert store.has(config.methods[1], 0, "deletion")
     assert not store.has(config.methods[1].model_copy(update={"settings": {"samples": 30}}), 0, "deletion")
 

@@ -6,8 +6,6 @@ was. The table counts, per network, norm and method, what the checker answers; `
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from formulations.norms import Norm
 from lde_cvx.bench.networks import Case, digits, german_credit, mnist_cnn, mnist_conv, mnist_mlp, verix
 from lde_cvx.bench.table import show, write_whole
 from lde_cvx.explainer import LagrangeDualExplainer
+from lde_cvx.growing_file import add, records
 from lde_cvx.model_files import save_model
 from verification.checker import CheckStatus, check_file
 
@@ -95,18 +94,11 @@ def check(path: Path, model: Path) -> dict[str, Any]:
 
 
 def answers(out: Path) -> dict[str, dict[str, Any]]:
-    """Finished checks by file, from the last whole lines of an earlier run."""
-    path = out / RESULTS
-    if not path.exists():
-        return {}
-    whole = path.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
-    if len(kept) < len(whole):
-        write_whole(path, lambda draft: draft.write_bytes(kept))
+    """Finished checks by file, from an earlier run."""
     try:
-        return {r["file"]: r for r in map(json.loads, kept.splitlines())}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is no record of checks; name another folder.") from None
+        return {r["file"]: r for r in records(out / RESULTS)}
+    except KeyError:
+        raise InputError(f"{out / RESULTS}: is no record of checks; name another folder.") from None
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
@@ -143,10 +135,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
                 name = f"{plan.folder}/{path.name}"
                 if name not in done:
                     done[name] = {"file": name, "network": network, "norm": norm, "method": method, **check(path, path.parent / MODEL)}
-                    with open(out / RESULTS, "ab") as stream:
-                        stream.write(json.dumps(done[name], sort_keys=True).encode() + b"\n")
-                        stream.flush()
-                        os.fsync(stream.fileno())
+                    add(out / RESULTS, done[name])
                 found.append(done[name])
                 if found[-1]["reasons"]:
                     console.print(f"{name}: {found[-1]['A']}, {found[-1]['B']}: {found[-1]['reasons'][0]}", markup=False, soft_wrap=True)

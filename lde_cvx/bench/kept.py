@@ -1,9 +1,8 @@
-"""Finished measurements, kept in one file by what they depend on, so that an interrupted run goes on where it stopped."""
+"""Finished measurements, kept in a growing file by what they depend on, so that an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -12,32 +11,29 @@ from typing import Any
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from lde_cvx.bench.table import write_whole
+from lde_cvx.growing_file import add, records
 
 
 class Kept:
-    """Records by key, in a JSON file that is written whole after each; `take` measures what is not there yet.
+    """Records by key, a line each; `take` measures what is not there yet. Raises InputError on a file that holds anything else; it is never overwritten.
 
-    A key holds what a figure depends on. A file that cannot be read is named, never overwritten.
+    A key holds what a figure depends on.
     """
 
-    records: dict[str, Any]
-
     def __init__(self, path: Path) -> None:
-        self.path, self.records = path, {}
-        if path.exists():
-            try:
-                self.records = json.loads(path.read_text())
-                if not isinstance(self.records, dict):
-                    raise ValueError("not a record")
-            except (OSError, ValueError) as reason:
-                raise InputError(f"{path}: cannot be read ({reason}); delete it to measure everything again.") from None
+        self.path = path
+        try:
+            self.records: dict[str, Any] = {r["key"]: r["record"] for r in records(path)}
+        except KeyError:
+            raise InputError(
+                f"{path}: is no record of measurements; name another folder, or delete it to measure everything again."
+            ) from None
 
     def take(self, key: str, measure: Callable[[], Any]) -> Any:
         """The record of `key`; where it is new, what `measure` answers is kept, None too (a failure is not tried again)."""
         if key not in self.records:
             self.records[key] = measure()
-            write_whole(self.path, lambda draft: draft.write_text(json.dumps(self.records)))
+            add(self.path, {"key": key, "record": self.records[key]})
         return self.records[key]
 
 

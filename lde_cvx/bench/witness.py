@@ -158,7 +158,7 @@ def judged(model: nn.Module, x: Tensor, changed: Tensor, labels: Tensor, p: floa
 def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Console | None = None) -> pd.DataFrame:
     """Run every case, print the table as it grows, write `witness.csv`, `witness_distances.csv` and `witness.png` into `out`.
 
-    An interrupt keeps what is done, and the next run into the same folder goes on from there: `witness_done.json` holds every finished attack with what
+    An interrupt keeps what is done, and the next run into the same folder goes on from there: `witness_done.jsonl` holds every finished attack with what
     its figures depend on (network, inputs, norm, settings, versions; for our own search its source). Raises DependencyError, with the command to run,
     where the rivals are not installed.
     """
@@ -166,7 +166,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
     rows: list[dict[str, object]] = []
     each: list[dict[str, object]] = []
     tell: Callable[[str], object] = console.print
-    kept = Kept(out / "witness_done.json")
+    kept = Kept(out / "witness_done.jsonl")
     for p in NORMS:
         list(rivals(p))  # what is missing is said before minutes are spent
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 
 import lde_cvx
 from formulations.errors import InputError
+from lde_cvx import growing_file
 from lde_cvx.campaign import laws
 from lde_cvx.campaign.attacks import Ground, attack
 from lde_cvx.campaign.cases import Case, case, evaluate32
@@ -108,13 +108,13 @@ def run(folder: Path, seed: int, cases: int, count: int, tell: Tell = lambda *_:
         folder.mkdir(parents=True, exist_ok=True)
         done = {r["case"]: r for r in resumed(folder / RESULTS, head)}
         summary = Summary()
-        with open(folder / RESULTS, "ab") as stream, one_thread():
-            if stream.tell() == 0:
-                _append(stream, head)
+        if not (folder / RESULTS).is_file() or (folder / RESULTS).stat().st_size == 0:
+            _append(folder / RESULTS, head)
+        with one_thread():
             for number in range(cases):
                 if number not in done:
                     done[number] = one(case(seed, number), seed, count, folder)
-                    _append(stream, done[number])
+                    _append(folder / RESULTS, done[number])
                 summary.add(done[number])
                 tell(number + 1, cases)
     except OSError as error:
@@ -122,30 +122,16 @@ def run(folder: Path, seed: int, cases: int, count: int, tell: Tell = lambda *_:
     return summary
 
 
-def _append(stream: Any, record: dict[str, Any]) -> None:
-    stream.write(json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n")
-    stream.flush()
-    os.fsync(stream.fileno())
+def _append(path: Path, record: dict[str, Any]) -> None:
+    growing_file.append(path, [json.dumps(record, sort_keys=True, allow_nan=False) + "\n"])
 
 
 def resumed(path: Path, head: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """The finished cases of a file, which is cut after its last whole line. Raises InputError when it is another campaign's."""
-    if not path.exists():
-        return []
-    whole = path.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
-    if len(kept) < len(whole):  # what a killed run was writing
-        with open(path, "r+b") as stream:
-            stream.truncate(len(kept))
-    if not kept:
-        return []
-    try:
-        records = [json.loads(line) for line in kept.splitlines()]
-    except ValueError:
-        raise InputError(f"{path}: is not a campaign's file; name another folder.") from None
-    if not all(isinstance(r, dict) for r in records) or records[0] != head or not all("case" in r for r in records[1:]):
-        raise InputError(f"{path}: belongs to another campaign ({str(records[0])[:120]}); name another folder, or its seed and points.")
-    return records[1:]
+    """The finished cases of a file, after a line of its own for the campaign; [] where it is new. Raises InputError when it is another campaign's."""
+    found = growing_file.records(path)
+    if found and (found[0] != head or not all("case" in r for r in found[1:])):
+        raise InputError(f"{path}: belongs to another campaign ({str(found[0])[:120]}); name another folder, or its seed and points.")
+    return found[1:]
 
 
 def one(c: Case, seed: int, count: int, folder: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def command(
     if table_only:
         from lde_cvx.compare.cases import load_case
 
-        case, store = load_case(asked.case), CellStore(folder, asked.sha256)
+        case, store = load_case(asked.case), CellStore(folder, asked)
     else:
         columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err, disable=quiet) as progress:

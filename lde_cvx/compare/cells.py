@@ -5,12 +5,9 @@ Inputs come first: every method and metric of input 0, then of input 1, so that 
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,7 @@ from lde_cvx import metrics as measures
 from lde_cvx.attribution import Explainer
 from lde_cvx.compare.cases import Case, build, load_case
 from lde_cvx.compare.config import CompareConfig, MethodTable, method_hash
+from lde_cvx.growing_table import GrowingTable
 
 HEADER = ("method", "definition", "input", "metric", "value")
 Progress = Callable[[str, int, int], None]
@@ -39,26 +37,16 @@ class Cell:
 
 
 class CellStore:
-    """`cells.csv` in a folder, with `comparison.json` that says which configuration its cells belong to."""
+    """`cells.csv` in a folder, with `comparison.json` that says which configuration its cells belong to. Raises InputError where they are another's."""
 
-    def __init__(self, folder: Path, sha256: str) -> None:
-        self.folder, self.path = folder, folder / "cells.csv"
-        (folder / "maps").mkdir(parents=True, exist_ok=True)
-        stamp = folder / "comparison.json"
-        if stamp.is_file() and json.loads(stamp.read_text()).get("sha256") != sha256:
-            raise InputError(f"{folder}: holds the cells of another case, seed or metric setting; use another folder.")
-        write_atomically(stamp, json.dumps({"sha256": sha256}).encode())
+    def __init__(self, folder: Path, config: CompareConfig) -> None:
+        self.folder = folder
+        self.table = GrowingTable(folder / "cells.csv", folder / "comparison.json", HEADER, "comparison")
+        self.table.claim(config.model_dump(), config.sha256)
+        (folder / "maps").mkdir(exist_ok=True)
         self.cells: dict[tuple[str, int, str], Cell] = {}
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a line that was cut
-            write_atomically(self.path, whole.encode())
-        for row in csv.reader(whole.splitlines()[1:]):
-            if len(row) == len(HEADER):
-                cell = Cell(row[0], row[1], int(row[2]), row[3], float(row[4]))
-                self.cells[(cell.definition + cell.method, cell.input, cell.metric)] = cell
-        if not whole:
-            self._append(HEADER)
+        for row in self.table.kept():
+            self._know(Cell(row["method"], row["definition"], int(row["input"]), row["metric"], float(row["value"])))
 
     def has(self, method: MethodTable, i: int, metric: str) -> bool:
         return (method_hash(method) + method.name, i, metric) in self.cells
@@ -69,17 +57,11 @@ class CellStore:
 
     def add(self, method: MethodTable, i: int, metric: str, value: float) -> None:
         cell = Cell(method.name, method_hash(method), i, metric, float(value))
-        self._append((cell.method, cell.definition, str(i), metric, repr(cell.value)))
-        self.cells[(cell.definition + cell.method, i, metric)] = cell
+        self.table.append([{**asdict(cell), "value": repr(cell.value)}])
+        self._know(cell)
 
-    def _append(self, row: tuple[str, ...]) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(row)
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.getvalue().encode())  # one write, at the end: a line is there or not
-        finally:
-            os.close(handle)
+    def _know(self, cell: Cell) -> None:
+        self.cells[(cell.definition + cell.method, cell.input, cell.metric)] = cell
 
     def map_path(self, method: MethodTable, i: int) -> Path:
         return self.folder / "maps" / f"{method_hash(method)}-{i}.npy"
@@ -99,7 +81,7 @@ def run(config: CompareConfig, folder: Path, tell: Progress = lambda *_: None) -
     """Every cell that is not there yet. Raises InputError before anything is computed when a method cannot be built."""
     case = load_case(config.case)
     explainers = [build(m, case, config.seed) for m in config.methods]
-    store = CellStore(folder, config.sha256)
+    store = CellStore(folder, config)
     warm: set[str] = set()
     done, total = 0, len(case.x) * len(config.methods)
     for i in range(len(case.x)):
