@@ -4,10 +4,13 @@ answers     the records and statuses: found, not found (which proves nothing), a
 effort      how the passes of one input are spent
 network     margins and gradients of the network in float64, counted, in blocks of one size
 subproblem  the convex step: the closed form over a box, the compiled program over any other set
+state       what the search knows and may still spend; recording a witness, meeting a crossing
 growing     what falls most within a ball that grows until it flips
 sampling    random changes no longer than the best witness
 feasible    pulling a solver's answer back into the set
-search      sequential linearisation, growing balls, random probes, monotone polish
+leaping, walking   at p = 1: single entries leap, and what was found walks along the boundary
+polishing   trust-region steps from flipped points, none of which gets longer
+search      the order of all moves; sequential linearisation, random probes
 kinks       the units at which a piecewise linear network bends, read from its own run
 folds       the convex program over the pieces that meet at a witness, rows met lazily
 regions     small ReLU networks: the exact nearest flip of one activation region after another

@@ -14,7 +14,6 @@ that it still holds. An answer that does not flip is followed up to the crossing
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,10 +25,8 @@ from formulations.pieces import BoxPiece, CustomPiece, Part
 from formulations.sets.base import FEASIBILITY
 from verification.attack.kinks import Bends
 from verification.attack.lanes import Lanes
+from verification.attack.state import SearchState
 from verification.attack.subproblem import lifted
-
-if TYPE_CHECKING:
-    from verification.attack.search import Search
 
 FIRST = 0.25  # trust region, relative to the largest entry of Wδ
 GROW, SHRINK = 2.0, 0.3
@@ -64,7 +61,7 @@ class Piece:
     unit: Tensor  # (n,) lengths in which the margin's errors are measured: ‖W⁻¹a‖_* ‖Wδ‖
 
 
-def unfold(search: Search, starts: Lanes, times: int) -> Lanes:
+def unfold(search: SearchState, starts: Lanes, times: int) -> Lanes:
     """The flipped `starts` (one for each input), no longer than they were."""
     starts = starts.take(torch.isfinite(starts.length).nonzero()[:, 0])
     size = (search.w * (starts.delta - search.anchor[starts.who])).abs().amax(1)
@@ -84,7 +81,7 @@ def unfold(search: Search, starts: Lanes, times: int) -> Lanes:
     return Lanes(who, torch.zeros_like(who), delta, torch.tensor([f.length for f in folds], dtype=delta.dtype, device=delta.device))
 
 
-def _step(search: Search, folds: list[Fold]) -> bool:
+def _step(search: SearchState, folds: list[Fold]) -> bool:
     """One linearisation of every fold, its programs, and the crossing; False where the network has no kinks."""
     net, who = search.net, _who(search, folds)
     here = torch.stack([f.delta for f in folds])
@@ -109,7 +106,7 @@ def _step(search: Search, folds: list[Fold]) -> bool:
             alive = alive[_meet(search, folds, alive, piece, there, here)]
     useful = search.norm_of(point) < length
     done = flipped | ~useful
-    crossing = search._cross(here, piece.margin, point, lowest, done, who, search.effort.crossing)
+    crossing = search.cross(here, piece.margin, point, lowest, done, who, search.effort.crossing)
     size = torch.where(useful, search.norm_of(crossing), INF)
     for k, f in enumerate(folds):
         gain = f.length - float(size[k])
@@ -120,7 +117,7 @@ def _step(search: Search, folds: list[Fold]) -> bool:
     return True
 
 
-def _meet(search: Search, folds: list[Fold], alive: Tensor, piece: Piece, there: Bends, here: Tensor) -> Tensor:
+def _meet(search: SearchState, folds: list[Fold], alive: Tensor, piece: Piece, there: Bends, here: Tensor) -> Tensor:
     """Add the rows of the bends that raise the margin most at the answers; which of the lanes got one."""
     top, to = there.highest()
     error = piece.weight[alive].clamp(min=0.0) * (top - there.values(piece.holds[alive]))
@@ -159,7 +156,7 @@ def _forget(fold: Fold, lane: int, bends: Bends, off: float) -> None:
             del fold.rows[u, p, q]
 
 
-def _solve(search: Search, fold: Fold, lane: int, piece: Piece) -> Tensor:
+def _solve(search: SearchState, fold: Fold, lane: int, piece: Piece) -> Tensor:
     """The program's answer, pulled into C; the point itself where there is none."""
     at, w, a = fold.delta.cpu().numpy(), search.w.cpu().numpy(), piece.slope[lane].cpu().numpy()
     holds, weight = piece.holds[lane], piece.weight[lane]
@@ -193,9 +190,9 @@ def _within(parts: tuple[Part, ...], lo: Array, hi: Array) -> tuple[Part, ...]:
     return (*(p for p in parts if not isinstance(p.piece, BoxPiece)), Part("trust", BoxPiece(np.minimum(lo, hi), hi), "change"))
 
 
-def _custom(search: Search, i: int) -> bool:
+def _custom(search: SearchState, i: int) -> bool:
     return any(isinstance(p.piece, CustomPiece) for p in search.steps.parts_of(i))
 
 
-def _who(search: Search, folds: list[Fold]) -> Tensor:
+def _who(search: SearchState, folds: list[Fold]) -> Tensor:
     return torch.tensor([f.i for f in folds], dtype=torch.long, device=search.net.device)

@@ -9,16 +9,13 @@ Sequential linearisation jumps to the boundary that the slopes at x0 foresee; th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from formulations.norms import INF
 from verification.attack.lanes import Lanes, smallest
-
-if TYPE_CHECKING:
-    from verification.attack.search import Search
+from verification.attack.state import SearchState
 
 FIRST = 0.3  # first ball, relative to the best length known
 ARRIVAL = 0.2  # part of the steps in which a ball that grows at the first rate reaches that length
@@ -28,7 +25,7 @@ SHARES = (0.7, 0.015)  # of the way to the step's answer, first and last
 CORNER = 3.0  # length of a step at share 1, in half diagonals of the ball
 
 
-def grow(search: Search, starts: Lanes, times: int) -> Lanes:
+def grow(search: SearchState, starts: Lanes, times: int) -> Lanes:
     """The shortest flipped point that each start's row leads to within `times` steps; the starts' own points only say how far a flip is.
 
     After SCREENING of the steps the lane with the least ball goes on alone.
@@ -64,7 +61,7 @@ def grow(search: Search, starts: Lanes, times: int) -> Lanes:
     return found
 
 
-def _towards(search: Search, who: Tensor, here: Tensor, slope: Tensor, radius: Tensor, share: float) -> Tensor:
+def _towards(search: SearchState, who: Tensor, here: Tensor, slope: Tensor, radius: Tensor, share: float) -> Tensor:
     """A `share` of the way from `here` to what falls most within the ball and C, drawn out to the ball's surface as far as the set is known to allow.
 
     Where the ball is a box too (p = ∞), what falls most is a corner, and every entry would turn with its slope's sign however small: there the step

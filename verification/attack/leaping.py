@@ -8,21 +8,17 @@ every entry that it changes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from formulations.norms import INF
 from verification.attack.lanes import Lanes
-
-if TYPE_CHECKING:
-    from verification.attack.search import Search
+from verification.attack.state import SearchState
 
 LEAST = 0.02  # ranges shorter than this part of an input's longest are not worth a leap
 
 
-def leap(search: Search, inputs: Tensor, count: int, times: int) -> Lanes:
+def leap(search: SearchState, inputs: Tensor, count: int, times: int) -> Lanes:
     """The flipped points that at most `times` leaps from the anchors of the `inputs` lead to, one for each input that gets there."""
     net, w = search.net, search.w
     lo, hi = _ranges(search, inputs)
@@ -44,7 +40,7 @@ def leap(search: Search, inputs: Tensor, count: int, times: int) -> Lanes:
         best = (falls / room.gather(1, entry).clamp(min=1e-300)).argmax(1)
         ahead = tried[torch.arange(len(alive), device=net.device), best]
         beyond, flipped = net.margins(ahead, who)
-        crossing = search._cross(ahead, beyond.amin(1), here, margins.amin(1), ~flipped, who, search.effort.crossing)
+        crossing = search.cross(ahead, beyond.amin(1), here, margins.amin(1), ~flipped, who, search.effort.crossing)
         point[alive] = torch.where(flipped[:, None], crossing, ahead)
         row[alive], arrived[alive] = beyond.argmin(1), flipped
         alive = alive[~flipped]
@@ -54,7 +50,7 @@ def leap(search: Search, inputs: Tensor, count: int, times: int) -> Lanes:
     return lanes
 
 
-def _ranges(search: Search, inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _ranges(search: SearchState, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """(lo, hi): C, and nothing longer in one entry than the shortest witness known; where C has no end and there is none, a long way out."""
     far = 10 * (1 + search.net.x0[inputs].abs().amax(1)) * search.w.amax()
     reach = torch.where(torch.isfinite(search.length[inputs]), search.length[inputs], far)[:, None] / search.w

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,10 +24,8 @@ from formulations.norms import INF, Array
 from formulations.pieces import CustomPiece
 from formulations.solve import Claim
 from verification.attack.lanes import Lanes
+from verification.attack.state import SearchState
 from verification.relu_chain import ReluChain
-
-if TYPE_CHECKING:
-    from verification.attack.search import Search
 
 LARGEST = 20_000  # numbers in the weights of a network that is looked at as a chain
 WIDEST = 128  # features of its input
@@ -53,7 +50,7 @@ def small_chain(model: nn.Module, shape: tuple[int, ...], d: int, neurons: int) 
 class Hopper:
     """The regions of one network, met from the witnesses of one search."""
 
-    def __init__(self, search: Search, chain: ReluChain) -> None:
+    def __init__(self, search: SearchState, chain: ReluChain) -> None:
         self.search = search
         self.weights = [W.cpu().numpy() for W in chain.weights]
         self.shifts = [b.cpu().numpy() for b in chain.shifts]

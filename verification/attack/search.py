@@ -5,12 +5,8 @@ lies between the two (as in FAB, Croce & Hein 2020), asking the row to fall a li
 rivals are also met in growing balls (growing.py). At p = 1 single entries leap as well (leaping.py), and what was found walks along the boundary
 (walking.py).
 
-Polish. At a flipped point δ_k the row that fell is linearised and the program solved within |W(δ − δ_k)| ≤ r, then linearised again at its answer and
-solved once more (a second-order correction). δ_k is feasible there, so the new point is never longer, and by convexity neither is any point between the
-two: where the new point does not flip, the segment is searched for the crossing. r grows with success and shrinks without.
-
-Between rounds of polishing, random changes no longer than the best witness are looked at (forward passes alone), and approached from where they nearly
-flip: other pieces of a folded boundary are met this way.
+What flips is polished by trust-region steps (polishing.py). Between rounds of polishing, random changes no longer than the best witness are looked at
+(forward passes alone), and approached from where they nearly flip: other pieces of a folded boundary are met this way.
 
 At the end the best witness is solved at its folds (folds.py), and on small chains of ReLUs the regions about the best witnesses are solved exactly (regions.py).
 
@@ -19,13 +15,12 @@ Every point stays in C: C is convex, and points only come from the subproblem or
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from formulations.norms import INF, GroupNorm, Norm
+from formulations.norms import INF, Norm
 from verification.attack.answers import Budget, Stop
 from verification.attack.effort import Effort
 from verification.attack.folds import unfold
@@ -33,38 +28,27 @@ from verification.attack.growing import grow
 from verification.attack.lanes import Lanes, distinct, place, smallest
 from verification.attack.leaping import leap
 from verification.attack.network import Network
+from verification.attack.polishing import polish
 from verification.attack.regions import Hopper
+from verification.attack.state import OutOfTime, SearchState
 from verification.attack.subproblem import Subproblem
 from verification.attack.walking import walk
 from verification.relu_chain import ReluChain
 
 OVERSHOOT = 0.02  # while approaching, a row m is asked to fall by this much more of |m|
 BLEND = 0.1  # largest share of the answer measured from x0 in a step (FAB's α_max)
-NUDGE = 1e-5  # how far past the linearised boundary a correction aims, relative to the length
-SMALL = 0.05  # a crossing is close when its margin is this part of the margins that it began between
-SHRINK = 0.35  # of a trust region whose step was no use
 APART = 0.8  # samples nearer than this to the best witness, relative to its length, are not walked from
-SETTLED = 1e-7  # a trust region this small, relative to the length, ends a lane's polish
 
 
-class OutOfTime(Exception):
-    """The seconds are spent."""
-
-
-class Search:
-    """One batch under search: `best` (n, d) is the shortest witness so far, NaN where there is none, and `length` (n,) its norm, +inf there."""
+class Search(SearchState):
+    """The order of the moves. `chain`: the network as a chain of ReLUs, where it is one small enough for its regions to be solved."""
 
     def __init__(
         self, net: Network, steps: Subproblem, norm: Norm, budget: Budget, effort: Effort, seeds: list[int], deadline: float,
         tick: Callable[[], None], chain: ReluChain | None = None,
     ) -> None:  # fmt: skip
-        self.net, self.steps, self.norm, self.budget, self.effort = net, steps, norm, budget, effort
-        self.seeds, self.deadline, self.tick = seeds, deadline, tick
-        self.w = torch.tensor(norm.scale(net.d).copy(), device=net.device)
-        self.anchor, self.chain = steps.anchor, chain
-        self.best = torch.full_like(net.x0, float("nan"))
-        self.length = torch.full_like(net.x0[:, 0], INF)
-        self.regions = torch.zeros_like(net.forward_passes)
+        super().__init__(net, steps, norm, budget, effort, seeds, deadline, tick)
+        self.chain = chain
 
     def run(self) -> Stop:
         """Search until the starts or the budget are used up; whatever ends it, `best` holds the best so far."""
@@ -109,7 +93,7 @@ class Search:
             kept = kept[place(lanes.who[kept]) < keep]
             lanes, radius = lanes.take(kept), radius[kept]
             for _ in range(times):
-                self._polish(lanes, radius)
+                polish(self, lanes, radius)
                 self.tick()
         if self.effort.folds:
             best = Lanes(everyone, everyone, self.best, self.length)
@@ -170,7 +154,7 @@ class Search:
         """Random extreme points of C, drawn in (¼, ½ or 1 of the way out), at the crossing where they flip; where nothing flips, as starts."""
         who = inputs.repeat_interleave(count)
         affordable = self.affordable(who, 3 + self.effort.crossing + self.effort.saturated, 0)
-        who, push = who[affordable], self._random(inputs, count, salt)[affordable]
+        who, push = who[affordable], self.random(inputs, count, salt)[affordable]
         base = self.anchor[who]
         reach = 10 * (1 + self.net.x0[who].abs().amax(1)) * self.norm_of(push).clamp(min=1e-300)  # where C has no end: a long way out
         far = self.steps.step(who, push, reach - (push * base).sum(1))
@@ -182,7 +166,7 @@ class Search:
             point, margins = torch.where(moved[:, None], further, point), torch.where(moved[:, None], here, margins)
             flipped = flipped | flips
         row = margins.argmin(1)
-        crossing = self._cross(point, margins.amin(1), base, self.margins[who].amin(1), ~flipped, who, self.effort.crossing)
+        crossing = self.cross(point, margins.amin(1), base, self.margins[who].amin(1), ~flipped, who, self.effort.crossing)
         point = torch.where(flipped[:, None], crossing, point)
         lanes = Lanes(who, row, point, torch.where(flipped, self.norm_of(point), INF))
         self.record(lanes)
@@ -192,7 +176,7 @@ class Search:
     def _explore(self, inputs: Tensor, lanes: Lanes, salt: int) -> Lanes:
         """Random changes no longer than the best witness (anywhere, where there is none), and approaches from those nearest to flipping."""
         who = inputs.repeat_interleave(self.effort.samples)
-        share = self._random(inputs, self.effort.samples, 1 + salt)
+        share = self.random(inputs, self.effort.samples, 1 + salt)
         affordable = self.affordable(who, 1, 0)
         who, share = who[affordable], share[affordable]
         reach = 1 - 0.75 * place(who) / self.effort.samples  # samples at every depth
@@ -208,108 +192,12 @@ class Search:
         walked = self._approach(*self._open(found.take(still), self.effort.restarts), at_anchor=False)
         return Lanes.join(found.take(torch.isfinite(found.length).nonzero()[:, 0]), walked)
 
-    def _polish(self, lanes: Lanes, radius: Tensor) -> None:
-        """One trust-region step of every lane that has not settled; changes `lanes` and `radius` in place."""
-        active = (radius > SETTLED * lanes.length).nonzero()[:, 0]
-        active = active[self.affordable(lanes.who[active], 3 + self.effort.crossing + self.effort.saturated, 2)]
-        if not len(active):
-            return
-        now, r = lanes.take(active), radius[active]
-        margins, _, slope = self.net.linearise(now.delta, now.who)
-        m0 = margins.amin(1)
-        first = self.steps.step(now.who, slope, m0 - (slope * now.delta).sum(1), around=now.delta, radius=r)
-        margins, flips1, slope = self.net.linearise(first, now.who)
-        m1 = margins.amin(1)
-        level = m1 - (slope * first).sum(1) + NUDGE * now.length * self.dual_norm_of(slope)
-        second = self.steps.step(now.who, slope, level, around=now.delta, radius=r)
-        margins, flips2 = self.net.margins(second, now.who)
-        m2 = margins.amin(1)
-        best, length = self._shorter(now.delta, now.length, first, flips1)
-        best, length = self._shorter(best, length, second, flips2)
-        # The crossing lies between the two answers where only the second flips, else between δ_k and the second, or the first where that one strays
-        useful = self.norm_of(second) < now.length
-        pair = flips2 & useful
-        inside, m_in = torch.where(pair[:, None], second, now.delta), torch.where(pair, m2, m0)
-        beyond = useful & ~flips2
-        outside, m_out = torch.where(beyond[:, None], second, first), torch.where(beyond, m2, m1)
-        done = flips1 & ~beyond
-        crossing = self._cross(inside, m_in, outside, m_out, done, now.who, self.effort.crossing)
-        best, length = self._shorter(best, length, crossing, torch.ones_like(flips2))
-        radius[active] = torch.where(length < 0.999 * now.length, r * 1.5, r * SHRINK)
-        lanes.put(active, best, length)
-        self.record(lanes.take(active))
-
     def _finish(self, lanes: Lanes) -> None:
         """The crossing on the segment from each lane to its anchor."""
         lanes = lanes.take(self.affordable(lanes.who, 1 + self.effort.last_crossing + self.effort.saturated, 0))
         if len(lanes):
             margins, _ = self.net.margins(lanes.delta, lanes.who)
             outside, never = self.margins[lanes.who].amin(1), torch.zeros_like(lanes.who, dtype=torch.bool)
-            point = self._cross(lanes.delta, margins.amin(1), self.anchor[lanes.who], outside, never, lanes.who, self.effort.last_crossing)
+            point = self.cross(lanes.delta, margins.amin(1), self.anchor[lanes.who], outside, never, lanes.who, self.effort.last_crossing)
             self.record(Lanes(lanes.who, lanes.row, point, self.norm_of(point)))
         self.tick()
-
-    def _cross(self, inside: Tensor, m_in: Tensor, outside: Tensor, m_out: Tensor, done: Tensor, who: Tensor, passes: int) -> Tensor:
-        """A flipped point near the crossing on each segment from `outside` (margin m_out) to the longer, flipped `inside` (m_in); `outside` where `done`.
-
-        Margins are piecewise linear or nearly so: the secant is tried twice for every bisection. Where they saturate the margin says little about the
-        distance: such lanes get up to `saturated` passes more, until their margin is a small part of what it was.
-        """
-        share_in, small = torch.ones_like(m_in).masked_fill(done, 0.0), SMALL * (m_out - m_in).abs()
-        share_out, m_in, m_out = torch.zeros_like(m_in), m_in.clone(), m_out.clone()
-        gain = self.norm_of(inside) - self.norm_of(outside)
-        lanes = (~done & (gain > SETTLED * self.norm_of(inside))).nonzero()[:, 0]
-        for k in range(passes + self.effort.saturated):
-            if k >= passes:
-                lanes = lanes[m_in[lanes] < -small[lanes]]
-            if not len(lanes):
-                break
-            low, high, f_low, f_high = share_out[lanes], share_in[lanes], m_out[lanes], m_in[lanes]
-            cut = ((f_low / (f_low - f_high)).nan_to_num(0.5) + 1e-3).clamp(1e-3, 0.999) if k % 3 != 2 else torch.full_like(low, 0.5)
-            t = low + (high - low) * cut
-            margins, flipped = self.net.margins(outside[lanes] + t[:, None] * (inside[lanes] - outside[lanes]), who[lanes])
-            m = margins.amin(1)
-            share_in[lanes], m_in[lanes] = torch.where(flipped, t, high), torch.where(flipped, m, f_high)
-            share_out[lanes], m_out[lanes] = torch.where(flipped, low, t), torch.where(flipped, f_low, m)
-        return torch.where((share_in == 1)[:, None], inside, outside + share_in[:, None] * (inside - outside))
-
-    def _shorter(self, best: Tensor, length: Tensor, point: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
-        size = torch.where(flipped, self.norm_of(point), INF)
-        better = size < length
-        return torch.where(better[:, None], point, best), torch.where(better, size, length)
-
-    def record(self, lanes: Lanes) -> None:
-        """Keep the shortest flipped lane of every input; ties go to the first. Raises OutOfTime after the deadline."""
-        flipped = torch.isfinite(lanes.length).nonzero()[:, 0]
-        winner = flipped[smallest(lanes.who[flipped], lanes.length[flipped], 1)]
-        winner = winner[lanes.length[winner] < self.length[lanes.who[winner]]]
-        self.best[lanes.who[winner]], self.length[lanes.who[winner]] = lanes.delta[winner], lanes.length[winner]
-        if time.monotonic() > self.deadline:
-            raise OutOfTime
-
-    def affordable(self, who: Tensor, forward: int, backward: int) -> Tensor:
-        """Indices of the lanes whose input can still pay for them, its first lanes first. One forward pass is kept for the final check."""
-        share = place(who) + 1
-        forward_left = self.budget.forward - 1 - self.net.forward_passes[who]
-        backward_left = self.budget.backward - self.net.backward_passes[who]
-        return ((share * forward <= forward_left) & (share * backward <= backward_left)).nonzero()[:, 0]
-
-    def _random(self, inputs: Tensor, count: int, salt: int) -> Tensor:
-        """(inputs × count, d) normal numbers, each input's from a generator of its own."""
-        generators = [torch.Generator().manual_seed(self.seeds[i] ^ salt) for i in inputs.tolist()]
-        draws = [torch.randn(count, self.net.d, generator=g, dtype=torch.float64) for g in generators]
-        return torch.cat([self.net.x0.new_zeros(0, self.net.d), *(v.to(self.net.device) for v in draws)])
-
-    def norm_of(self, delta: Tensor) -> Tensor:
-        """‖Wδ‖ of every lane."""
-        if isinstance(self.norm, GroupNorm):
-            return torch.tensor(self.norm.value(delta.cpu().numpy()), device=delta.device)
-        out: Tensor = torch.linalg.vector_norm(self.w * delta, self.norm.p, dim=1)
-        return out
-
-    def dual_norm_of(self, slope: Tensor) -> Tensor:
-        """‖W⁻¹a‖_* of every lane."""
-        if isinstance(self.norm, GroupNorm):
-            return torch.tensor(self.norm.dual_value(slope.cpu().numpy()), device=slope.device)
-        out: Tensor = torch.linalg.vector_norm(slope / self.w, self.norm.dual_p, dim=1)
-        return out

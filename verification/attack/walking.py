@@ -14,16 +14,13 @@ piece alone. r shrinks geometrically. Points are not asked to flip, so a walk ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from formulations.norms import INF
 from verification.attack.lanes import Lanes, smallest
-
-if TYPE_CHECKING:
-    from verification.attack.search import Search
+from verification.attack.state import SearchState
 
 MEMORY = 0.8  # share of the past in the averaged slope
 TRUST = (0.25, 0.01)  # radius of the first and the last step, relative to the start's Euclidean length
@@ -31,7 +28,7 @@ PAST = 1e-6  # how far beyond the linearised boundary a step aims, relative to t
 OUTER, INNER = 18, 26  # bisections of τ and of μ
 
 
-def walk(search: Search, starts: Lanes, stages: Sequence[tuple[int, int]]) -> Lanes:
+def walk(search: SearchState, starts: Lanes, stages: Sequence[tuple[int, int]]) -> Lanes:
     """The flipped `starts`, those that were walked from replaced by the shortest flipped points of their walks.
 
     For every (keep, times) of `stages`, the `keep` lanes of an input that have come nearest go on for `times` steps.
@@ -67,7 +64,7 @@ def walk(search: Search, starts: Lanes, stages: Sequence[tuple[int, int]]) -> La
     return Lanes.join(starts.take(rest.nonzero()[:, 0]), lanes)
 
 
-def shrink(search: Search, who: Tensor, a: Tensor, b: Tensor, here: Tensor, radius: Tensor) -> Tensor:
+def shrink(search: SearchState, who: Tensor, a: Tensor, b: Tensor, here: Tensor, radius: Tensor) -> Tensor:
     """The step's answer (lanes, d); where no δ within the ball meets the row, one that comes near to it."""
     w = search.w
     begin = w * here
