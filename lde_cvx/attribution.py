@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
+from formulations.norms import Array
 
 
 @runtime_checkable
@@ -61,6 +62,17 @@ def check_inputs(inputs: Any) -> Tensor:
     if inputs.ndim < 2 or not len(inputs):
         raise InputError(f"attribute: inputs of shape {tuple(inputs.shape)} must be a batch (n, *shape) of at least one input.")
     return inputs
+
+
+def references_of(baselines: float | Tensor, x: Tensor) -> Array:
+    """One baseline per input, in the shape of x (n, *shape)."""
+    given = torch.as_tensor(baselines, dtype=x.dtype).detach().cpu()
+    try:
+        return np.asarray(torch.broadcast_to(given, x.shape).numpy())
+    except RuntimeError:
+        raise InputError(
+            f"baselines: shape {tuple(given.shape)} does not fit inputs of shape {tuple(x.shape)}; give one each, one, or a number."
+        ) from None
 
 
 _PIECE = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from formulations.norms import INF, Array, Norm
-from formulations.programs import min_norm
+from formulations.norms import Array, Norm
 from formulations.sets import ConvexSet, Everything
-from formulations.solution import Solution
-from formulations.status import Status
-from lde_cvx.attribution import check_inputs
+from lde_cvx.attribution import check_inputs, references_of, targets_of
 from lde_cvx.confirm import confirmed
 from lde_cvx.explanation import Explanation
 from lde_cvx.inputs import Batch, check_inside, read_batch
+from lde_cvx.linearised import Linearised, nearest_linearised
 from lde_cvx.methods import DUAL, SEARCHES, known
 from lde_cvx.model_files import checker_network
 from lde_cvx.price_reading import BindingProgram, BoundaryAtWitness
@@ -41,7 +38,7 @@ from verification.checker import Verdict
 from verification.decision import Decision
 from verification.evidence import WitnessEvidence
 from verification.lirpa import BoundEngine
-from verification.model import decide, float64_copy, linearise, stack
+from verification.model import decide, float64_copy
 from verification.radii import CertifiedRadius
 from verification.radius import certified_radius, dual_chain
 from verification.validity import linear_validity
@@ -134,8 +131,9 @@ class LagrangeDualExplainer:
         Where no allowed change flips the decision, the answer is 0. Raises InputError on a target or baselines that do not fit.
         """
         batch = read_batch(self.model, check_inputs(inputs), self.place)
-        references = None if baselines is None else _references(baselines, batch.x)
-        found = self.explain_batch(batch, self.decisions_of(batch, _per_input(target, len(batch))), silent)
+        references = None if baselines is None else references_of(baselines, batch.x)
+        towards = [None] * len(batch) if target is None else targets_of(batch.outputs, target)
+        found = self.explain_batch(batch, self.decisions_of(batch, towards), silent)
         maps = [e.scores if references is None else e.contributions(references[i]) for i, e in enumerate(found)]
         answer = torch.as_tensor(np.stack(maps).reshape(tuple(inputs.shape)), device=inputs.device)
         return answer.to(inputs.dtype if inputs.is_floating_point() else torch.float64)
@@ -196,7 +194,7 @@ class LagrangeDualExplainer:
         layers = check_searchable(self.model, batch.shape, C, self.method) if self.method in SEARCHES else []
         if self.method == DUAL:
             dual_chain(self.engine(batch.shape), self.norm, C)  # refused before the work, not after it
-        linear = self._linear(batch, decisions, C, tell)
+        linear = nearest_linearised(self.model, batch, decisions, self.norm, C, self.time_limit, tell)
         witnesses = find_witness(
             self.model, batch.x, self.norm, C, decisions=decisions, seed=self.seed, device=self.device,
             budget=Budget(seconds=self.time_limit), progress=lambda done, total: tell("witnesses", done, total),
@@ -223,7 +221,7 @@ class LagrangeDualExplainer:
         return with_second_order(self.model, batch.x, found, C, self.temperature) if self.order == 2 else found
 
     def _explanation(
-        self, batch: Batch, i: int, decision: Decision, C: ConvexSet | None, linear: _Linear, witness: Witness, radius: CertifiedRadius | None,
+        self, batch: Batch, i: int, decision: Decision, C: ConvexSet | None, linear: Linearised, witness: Witness, radius: CertifiedRadius | None,
         seconds: float,
     ) -> Explanation:  # fmt: skip
         x0, outputs = batch.x[i].cpu().numpy(), batch.outputs[i].cpu().numpy()
@@ -267,31 +265,6 @@ class LagrangeDualExplainer:
             self._engines[shape] = BoundEngine(self.model, shape, self.device)
         return self._engines[shape]
 
-    def _linear(self, batch: Batch, decisions: list[Decision], C: ConvexSet | None, tell: Progress) -> list[_Linear]:
-        """Per input, the nearest of the linearised programs min ‖Wδ‖ s.t. ∇m_k·δ + m_k(0) ≤ 0, δ ∈ C."""
-        Q, s, _ = stack(decisions, batch.outputs)
-        a, b = (v.cpu().numpy() for v in linearise(self.model, batch.x, Q, s))
-        out = []
-        for i, (x, decision) in enumerate(zip(batch.flat, decisions, strict=True)):
-            rows = len(decision.shifts)
-            solved = min_norm(a[i, :rows], b[i, :rows], self.norm, C, np.tile(x, (rows, 1)), time_limit=self.time_limit)
-            values = [INF if r.status is Status.INFEASIBLE else r.value for r in solved]
-            k = int(np.argmin(values))
-            out.append(_Linear(float(values[k]), a[i, k], float(b[i, k]), int(decision.rivals[k]), solved[k]))
-            tell("linearised programs", i + 1, len(batch))
-        return out
-
-
-@dataclass(frozen=True, eq=False)
-class _Linear:
-    """The binding linearised program of one input: its value (an estimate of v*), row, rival and solution."""
-
-    radius: float
-    a: Array
-    b: float
-    rival: int
-    solution: Solution
-
 
 def _groups(sets: Sequence[ConvexSet | None]) -> Iterator[tuple[ConvexSet | None, list[int]]]:
     """Positions by set, in order of first appearance."""
@@ -300,27 +273,3 @@ def _groups(sets: Sequence[ConvexSet | None]) -> Iterator[tuple[ConvexSet | None
         places.setdefault(id(C), []).append(i)
     for index in places.values():
         yield sets[index[0]], index
-
-
-def _references(baselines: float | Tensor, x: Tensor) -> Array:
-    """One baseline per input, in the shape of x (n, *shape)."""
-    given = torch.as_tensor(baselines, dtype=x.dtype).detach().cpu()
-    try:
-        return np.asarray(torch.broadcast_to(given, x.shape).numpy())
-    except RuntimeError:
-        raise InputError(
-            f"baselines: shape {tuple(given.shape)} does not fit inputs of shape {tuple(x.shape)}; give one each, one, or a number."
-        ) from None
-
-
-def _per_input(target: Any, n: int) -> list[int | None]:
-    """captum's targets: None, one int, or one per input."""
-    if target is None or isinstance(target, int | np.integer):
-        return [None if target is None else int(target)] * n
-    try:
-        listed = [int(t) for t in (target.tolist() if isinstance(target, Tensor | np.ndarray) else list(target))]
-    except (TypeError, ValueError):
-        raise InputError(f"attribute: target={target!r:.60} is no class; give an int, or one per input.") from None
-    if len(listed) != n:
-        raise InputError(f"attribute: {len(listed)} targets for {n} inputs; give one, or one each.")
-    return list(listed)

@@ -24,7 +24,8 @@ from formulations.errors import InputError
 from formulations.norms import INF
 from formulations.quadratic import QuadraticSolution
 from formulations.sets.base import ConvexSet
-from verification.curvature import SOFTENED_CALLS, QuadraticRadius, quadratic_radii
+from verification.curvature import QuadraticRadius, quadratic_radii
+from verification.softened import SOFTENED_CALLS
 from verification.validity import Validity, linear_validity
 
 if TYPE_CHECKING:

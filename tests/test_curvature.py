@@ -12,7 +12,8 @@ from formulations.programs import min_norm
 from formulations.quadratic import min_norm_quadratic, s_lemma
 from formulations.sets import Box
 from verification.attack import find_witness
-from verification.curvature import Softened, margin_curvature, quadratic_radii
+from verification.curvature import margin_curvature, quadratic_radii
+from verification.softened import Softened
 
 
 def net(d=10, activation=nn.Tanh, seed=0, width=16, outputs=3):

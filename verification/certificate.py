@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,11 +26,8 @@ from formulations.whole_file import whole_file
 from verification import checker
 from verification.certificate_format import FORMAT, VERSION, parse
 from verification.checker import CheckReport, CheckStatus, Verdict
-from verification.checking.claims import FEASIBILITY, claims, contradictions, statements
-from verification.checking.parts import distance
-from verification.checking.rationals import bound_down, float_up
-from verification.checking.text import FormatError, canonical, input_hash, read, self_hash, weights_hash
-from verification.checking.theorem import row_bounds
+from verification.checking.claims import FEASIBILITY
+from verification.checking.text import FormatError, canonical, input_hash, read
 from verification.evidence import (
     CellEvidence,
     RivalEvidence,
@@ -45,6 +41,8 @@ from verification.evidence import (
     rival_record,
     witness_record,
 )  # fmt: skip
+from verification.model_record import ModelRecord
+from verification.publishing import ContradictionError, published, settled
 
 if TYPE_CHECKING:
     import torch
@@ -68,36 +66,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 OUTPUTS = 1e-9  # relative difference of float64 outputs between machines that counts as the same network
-CONTRADICTION = 1e-6  # relative excess of the lower bound over the witness that the witness's feasibility tolerance may explain
-SETTLING, ROOM = 3, 1e-9  # passes of level B over a certificate that is settled, and how far below what it derives a row is put, relatively
 LIBRARIES = ("lde-cvx", "numpy", "torch", "cvxpy", "clarabel", "scs", "auto_LiRPA", "python-flint")
-
-
-class ContradictionError(RuntimeError):
-    """A certified lower bound exceeds the distance of a witness: rows, network or witness are wrong. Never ignore it."""
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """What identifies a network: its weights' sha256 (floats widened to float64, exactly) and its layers in words."""
-
-    sha256: str
-    architecture: str
-
-    @staticmethod
-    def of(model: torch.nn.Module | ModelRecord) -> ModelRecord:
-        """The record of a module. Its float64 copy has the same one; moving it to another device changes nothing."""
-        if isinstance(model, ModelRecord):
-            return model
-        import torch
-
-        if not isinstance(model, torch.nn.Module):
-            raise InputError(f"model is a {type(model).__name__}; a certificate needs a torch.nn.Module, whose weights can be hashed.")
-        every = model.named_modules(remove_duplicate=False)  # a module that is used twice is told twice
-        layers = [f"{name or 'model'}: {_layer(m)}" for name, m in every]
-        architecture = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(layers))  # functions print their address
-        arrays = {k: (v.double() if v.is_floating_point() else v).detach().cpu().numpy() for k, v in model.state_dict().items()}
-        return ModelRecord(weights_hash(architecture, arrays), architecture)
 
 
 @dataclass(frozen=True)
@@ -150,7 +119,7 @@ class Certificate:
             "method": method, "versions": _versions(), "seed": seed, "command": " ".join(sys.argv) if command is None else command,
             "provenance": plain(provenance or {}), "notes": plain(notes or {}),
         }  # fmt: skip
-        return Certificate(_published(record))
+        return Certificate(published(record))
 
     # ------------------------------------------------------------------------------------------------------------- the claim
 
@@ -237,20 +206,7 @@ class Certificate:
         It claims no more than anyone can derive again, and level B calls it valid wherever its layers are covered; where nothing had to be lowered, it is
         this one. `network`: the model as the checker reads it (`verification.rechecking.network`). It takes as long as the check does, or twice that.
         """
-        from verification.rechecking.rows import shortfalls
-
-        record, lowered = self.record, True
-        for _ in range(SETTLING):
-            doc = parse(record)
-            found = shortfalls(doc, network)
-            lowered = any(isinstance(missed, dict) and missed for row in found for missed in row)
-            if not lowered:
-                break
-            rivals = [
-                {**rival, "cells": [_lowered(cell, missed) for cell, missed in zip(rival["cells"], row, strict=True)]}
-                for rival, row in zip(record["rivals"], found, strict=True)
-            ]
-            record = _published({**record, "rivals": rivals})
+        record = settled(self.record, network)
         return self if record is self.record else Certificate(record)
 
     def _recompute(self, model: torch.nn.Module, device: str | torch.device | None) -> tuple[list[str], list[str]]:
@@ -293,54 +249,6 @@ def evaluate(model: torch.nn.Module, inputs: Array, device: str | torch.device |
     twin = float64_copy(model, device)
     place = next((v.device for v in twin.state_dict().values()), torch.device(device or "cpu"))
     return np.asarray(outputs(twin, torch.tensor(np.asarray(inputs), dtype=torch.float64, device=place)).cpu().numpy(), dtype=np.float64)
-
-
-# ----------------------------------------------------------------------------------------------------------------- building
-
-
-def _published(record: dict[str, Any]) -> dict[str, Any]:
-    """Fills in lower, upper, verdict and the self-hash with the checker's own numbers."""
-    try:
-        doc = parse(record)
-    except FormatError as error:
-        raise InputError(f"Certificate: {error}.") from None
-    for wrong in statements(doc):
-        raise InputError(f"Certificate: {wrong}; a certificate must not say so.")
-    for wrong in contradictions(doc):
-        raise ContradictionError(f"{wrong}: the bound pass, the network or the witness is wrong; please report it.")
-    proved = row_bounds(doc)
-    bounds = [bound_down(b) for b in proved]
-    for entry, bound in zip(record["rivals"], bounds, strict=True):
-        entry["lower"] = bound.hex()
-    lower = min(bounds)
-    upper = float("inf") if doc.witness is None else float_up(distance(doc, doc.witness))
-    if lower > upper:
-        if lower > upper * (1 + CONTRADICTION) + FEASIBILITY:
-            raise ContradictionError(
-                f"the evidence proves lower={lower!r}, but a witness lies at {upper!r}; one of them is wrong, please report it."
-            )
-        lower = upper  # the witness may leave C by the tolerance, and be that much nearer than the exact optimum
-    record["lower"], record["upper"], record["verdict"] = lower.hex(), upper.hex(), Verdict.of(lower, upper).name
-    for wrong in claims(replace(doc, lower=lower, row_lowers=bounds, upper=upper, verdict=Verdict.of(lower, upper)), proved):
-        raise InputError(f"Certificate: {wrong}; give evidence that does.")
-    record["sha256"] = self_hash(record)
-    return record
-
-
-def _lowered(cell: dict[str, Any], missed: dict[int, float] | str) -> dict[str, Any]:
-    """The cell with its rows lowered by what they miss, and a little more; what cannot be derived at all stays, and stays undecided."""
-    if isinstance(missed, str) or not missed:
-        return cell
-    b = floats(cell["b"])
-    for j, short in missed.items():
-        down = b[j] - short * (1 + ROOM) - ROOM * abs(b[j])
-        b[j] = down if np.isfinite(down) else b[j]
-    return {**cell, "b": hexes(b)}
-
-
-def _layer(module: torch.nn.Module) -> str:
-    name = type(module).__qualname__
-    return "Identity()" if "Dropout" in name else f"{name}({module.extra_repr()})"  # what dropout is in evaluation mode
 
 
 @functools.cache

@@ -4,8 +4,8 @@ Hessian-vector products are forward-over-reverse derivatives of the summed margi
 serves the whole batch. Up to 256 features the Hessian is filled column by column; beyond, Lanczos (1950; full reorthogonalisation) started at the
 gradient gives the eigenpairs of largest |eigenvalue| in the space that the radius depends on: −λ(I + λH)⁻¹g lies in span{g, Hg, H²g, …}.
 
-A network of ReLUs is piecewise linear: its Hessian is zero wherever it exists, and the quadratic model is then the linear one. `Softened` runs the
-same network with T·log(1 + e^{z/T}) in the place of max(z, 0), within T·log 2 of it, whose Hessian shows the kinks within a distance of about T.
+A network of ReLUs is piecewise linear: its Hessian is zero wherever it exists, and the quadratic model is then the linear one; that of its softened twin
+(verification/softened.py) shows the kinks within a distance of about its temperature.
 
 None of this is certified: a quadratic model is a local picture.
 """
@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from formulations.errors import InputError
 from formulations.norms import INF, Array, GroupNorm, Norm
@@ -29,6 +27,7 @@ from formulations.quadratic import QuadraticModel, QuadraticSolution, min_norm_q
 from formulations.sets.base import ConvexSet
 from verification.decision import Decision
 from verification.model import batch_of, decide, float64_copy, outputs, stack
+from verification.softened import Softened
 
 FULL = 256  # features up to which the whole Hessian is formed
 CHUNK = 1 << 22  # input numbers in one pass
@@ -168,11 +167,6 @@ def quadratic_radii(
     return answers
 
 
-_RELU = frozenset({nn.functional.relu, nn.functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_})
-_LEAKY = frozenset({nn.functional.leaky_relu, nn.functional.leaky_relu_})
-SOFTENED_CALLS = _RELU | _LEAKY
-
-
 def _solve(model: QuadraticModel, norm: Norm, constraints: ConvexSet | None, x0: Array, flat: bool) -> QuadraticSolution:
     """The model over the set; without curvature it is the linear program, which is exact and quick."""
     if not flat:
@@ -185,44 +179,6 @@ def _solve(model: QuadraticModel, norm: Norm, constraints: ConvexSet | None, x0:
 def _without_constraints(model: QuadraticModel, norm: Norm) -> float:
     """A lower bound of the model's radius over any set: the S-lemma's value at p = 2, and 0 elsewhere."""
     return s_lemma(model, norm).lower if norm.p == 2.0 and not isinstance(norm, GroupNorm) else 0.0
-
-
-class Softened(nn.Module):
-    """The same network with every ReLU (module or function, leaky ones too) run as T·log(1 + e^{z/T}): within T·log 2 of it, and twice differentiable.
-
-    Other kinks (max pooling, clamps, absolute values) stay. Raises InputError on a temperature that is not positive.
-    """
-
-    def __init__(self, inner: nn.Module, temperature: float) -> None:
-        super().__init__()
-        if not (np.isfinite(temperature) and temperature > 0):
-            raise InputError(
-                f"Softened: temperature={temperature} must be positive and finite; a tenth of the usual pre-activations is a start."
-            )
-        self.inner, self.temperature = inner, float(temperature)
-
-    def forward(self, x: Tensor) -> Any:
-        with _Soften(self.temperature):
-            return self.inner(x)
-
-
-class _Soften(TorchFunctionMode):
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _RELU:
-            return self._soft(args[0] if args else kwargs["input"])
-        if func in _LEAKY:
-            z = args[0] if args else kwargs["input"]
-            slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
-            return slope * z + (1 - slope) * self._soft(z)
-        return func(*args, **kwargs)
-
-    def _soft(self, z: Tensor) -> Tensor:
-        return nn.functional.softplus(z, beta=1 / self.temperature, threshold=50.0)
 
 
 class _Margin:
