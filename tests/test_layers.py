@@ -66,7 +66,7 @@ CHECKER = ("checker.py", "certificate_format.py", "checking", "rechecking")
     ids=lambda p: p.stem,
 )
 def test_the_checker_uses_nothing_that_makes_certificates(path: Path) -> None:
-    """Its files import one another alone; and those of level A, no file of the levels above but where one is asked for."""
+    """Its files import one another alone, and those below `checker.py` no level above their own."""
     ours = [n.split(".") for n in imported(tree_of(path)) if n.split(".")[0] in LAYERS]
     homes = {c.removesuffix(".py") for c in CHECKER}
     assert [n for n in ours if n[0] != "verification" or n[1] not in homes] == []

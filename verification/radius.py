@@ -138,9 +138,10 @@ def certified_radius(
 
 
 def dual_chain(engine: BoundEngine, norm: Norm, constraints: ConvexSet | None) -> ReluChain:
-    """The chain that "dual-network" bounds. Raises InputError, before any work, on another network (by its first layer that is neither affine nor a ReLU),
+    """The chain that "dual-network" bounds.
 
-    a GroupNorm, and a set known only by its CVXPY constraints.
+    Raises InputError, before any work, on another network (by its first layer that is neither affine nor a ReLU), a GroupNorm, and a set known only by its
+    CVXPY constraints.
     """
     if isinstance(norm, GroupNorm):
         raise InputError(f"norm: method={DUAL!r} has no closed form for a GroupNorm; use method='crown' or 'alpha-crown'.")

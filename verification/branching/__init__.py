@@ -10,11 +10,11 @@ ball        support functions of the region, cut by a half-space
 coupled     multipliers of the set's pieces that couple coordinates, carried from row to row
 choice, schedule   which ReLU to split at, which radius to ask about next
 region      one activation region, solved exactly
-cells, network, adam, answers   batches of cells, the network in scaled changes, a step rule, the records
+cells, network, adam, effort, answers   batches of cells, the network in scaled changes, a step rule, where the work goes, the records
 """
 
 from verification.branching.answers import BranchingResult, BranchingStop, Leaf, RowTree
 from verification.branching.branch import branch_radii, branch_radius
-from verification.branching.tree import Effort
+from verification.branching.effort import Effort
 
 __all__ = ["BranchingResult", "BranchingStop", "Effort", "Leaf", "RowTree", "branch_radii", "branch_radius"]

@@ -26,9 +26,10 @@ from formulations.support import Region
 from verification.attack.feasible import violation
 from verification.branching.answers import BranchingResult, BranchingStop, Leaf, RowTree
 from verification.branching.coupled import Memory
+from verification.branching.effort import Effort
 from verification.branching.network import Network
 from verification.branching.schedule import BACK, BOLDEST, CAUTIOUS, EASY, Schedule
-from verification.branching.tree import Effort, Tree
+from verification.branching.tree import Tree
 from verification.decision import Decision
 from verification.exact.bounds import everywhere
 from verification.exact.descent import Descent

@@ -6,7 +6,7 @@ is all that is asked: bounds of the neurons, and one row a·v + b ≤ 0, the cel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,17 @@ class Cells:
     def open_neurons(self) -> Layers:
         """Where the sign of z is not known."""
         return tuple((l < 0) & (u > 0) for l, u in zip(self.lower, self.upper, strict=True))
+
+    def sides(self, places: list[tuple[int, int]]) -> Cells:
+        """The cells on the side z ≥ 0 of their (layer, neuron), then all of them on the side z ≤ 0."""
+        out = []
+        for sign in (1, -1):
+            lower, upper, signs = ([v.clone() for v in layers] for layers in (self.lower, self.upper, self.sign))
+            for i, (l, j) in enumerate(places):
+                signs[l][i, j] = sign
+                (lower if sign > 0 else upper)[l][i, j] = 0.0
+            out.append(replace(self, lower=tuple(lower), upper=tuple(upper), sign=tuple(signs)))
+        return Cells.cat(out)
 
     def _values(self) -> list[Any]:
         return [getattr(self, f.name) for f in fields(self)]

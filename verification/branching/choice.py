@@ -7,10 +7,16 @@ steps on the bounds as they are, and the neuron whose sides come out with the le
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from formulations.norms import INF
+from verification.branching.ascent import ascend
+from verification.branching.ball import Ball
 from verification.branching.cells import Cells
+from verification.branching.effort import Effort
 from verification.branching.network import Lines, Network
 
 
@@ -29,6 +35,18 @@ def scores(network: Network, cells: Cells) -> Tensor:
     return torch.where(torch.cat(cells.open_neurons(), 1), known + 1e-12, -1.0)
 
 
-def shortfall(slack: Tensor) -> Tensor:
-    """Of both sides, (2, …): the sum of what is missing."""
-    return -slack.clamp(max=0).sum(0)
+def choose(network: Network, ball: Ball, cells: Cells, score: Tensor, effort: Effort) -> Tensor:
+    """A neuron (over all layers) per cell."""
+    n, count = len(cells), min(effort.candidates, score.shape[1])
+    best = score.topk(count, 1)
+    if count == 1:
+        return best.indices[:, 0]
+    every = cells.take(torch.arange(n, device=score.device).repeat_interleave(count))
+    sides = replace(
+        every.sides(network.places(best.indices.flatten())),
+        slack=torch.full_like(score[:, :1], -INF).expand(n, 2 * count).reshape(-1),
+    )
+    slack = ascend(network, ball, sides, effort.trial_steps).cells.slack.view(2, n, count)
+    shortfall = -slack.clamp(max=0).sum(0)
+    missing = torch.where(best.values > 0, shortfall, INF)
+    return best.indices.gather(1, missing.argmin(1, keepdim=True))[:, 0]

@@ -75,6 +75,17 @@ class Network:
     def widths(self) -> tuple[int, ...]:
         return tuple(len(b) for b in self.shifts)
 
+    def places(self, at: Tensor) -> list[tuple[int, int]]:
+        """(layer, neuron) of neurons counted over all layers."""
+        out = []
+        for j in at.tolist():
+            layer = 0
+            while j >= self.widths[layer]:
+                j -= self.widths[layer]
+                layer += 1
+            out.append((layer, j))
+        return out
+
     @property
     def dim(self) -> int:
         return int(self.weights[0].shape[1]) if self.weights else int(self.rows.shape[1])

@@ -12,21 +12,20 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from formulations.norms import INF, Array
-from formulations.solution import Solution
 from formulations.support import Region
 from verification.branching.answers import Leaf, Split
 from verification.branching.ascent import ascend
 from verification.branching.ball import Ball
 from verification.branching.cells import Cells, Pool
-from verification.branching.choice import scores, shortfall
+from verification.branching.choice import choose, scores
 from verification.branching.coupled import Memory, Pull
+from verification.branching.effort import Effort
 from verification.branching.narrowing import narrow, plain_bounds
 from verification.branching.network import Network
 from verification.branching.region import RegionProgram
@@ -41,23 +40,6 @@ ENUMERATED, ENUMERATED_SMALL, SMALL = (
     16,
 )  # open ReLUs of a cell whose regions are all solved, over coupled sets; and up to this many features
 SAFE = 1 - 1e-9  # what rounding may take from a distance that was found in float64
-
-
-@dataclass(frozen=True)
-class Effort:
-    """Where the work goes. root_steps, steps, trial_steps: evaluations per ascent at the root, in cells, and for each candidate of a split; batch: cells at
-    once; rounds: of narrowing at the root, each further one earned by a relative gain of some slack; cell_rounds, cell_gain: the same
-    for each other cell."""
-
-    root_steps: int = 20
-    steps: int = 8
-    trial_steps: int = 3
-    candidates: int = 6
-    batch: int = 32
-    rounds: int = 12
-    gain: float = 0.03
-    cell_rounds: int = 12
-    cell_gain: float = 0.035
 
 
 @dataclass
@@ -188,7 +170,7 @@ class Tree:
         self._solve_all(cells.take(torch.nonzero(~splittable).flatten()), late)
         cells, score = cells.take(torch.nonzero(splittable).flatten()), score[splittable]
         if len(cells):
-            children = self._split(cells, self._choose(cells, score))
+            children = self._split(cells, choose(self.network, self.ball, cells, score, self.effort))
             self.nodes += len(children)
             self._push(self._close(ascend(self.network, self.ball, children, self.effort.steps).cells))
 
@@ -227,52 +209,15 @@ class Tree:
                 self.nodes += len(part)
         return rest
 
-    def _choose(self, cells: Cells, score: Tensor) -> Tensor:
-        """A neuron (over all layers) per cell."""
-        n, count = len(cells), min(self.effort.candidates, score.shape[1])
-        best = score.topk(count, 1)
-        if count == 1:
-            return best.indices[:, 0]
-        every = cells.take(torch.arange(n, device=score.device).repeat_interleave(count))
-        sides = replace(
-            self._sides(every, self._places(best.indices.flatten())),
-            slack=torch.full_like(score[:, :1], -INF).expand(n, 2 * count).reshape(-1),
-        )
-        slack = ascend(self.network, self.ball, sides, self.effort.trial_steps).cells.slack.view(2, n, count)
-        missing = torch.where(best.values > 0, shortfall(slack), INF)
-        return best.indices.gather(1, missing.argmin(1, keepdim=True))[:, 0]
-
     def _split(self, cells: Cells, at: Tensor) -> Cells:
         """Both sides of neuron `at` of every cell, written down."""
-        places, first = self._places(at), len(self._parents)
+        places, first = self.network.places(at), len(self._parents)
         parents = cells.node.tolist()
         for sign in (1, -1):
             self._parents += [(parent, (l, j, sign)) for parent, (l, j) in zip(parents, places, strict=True)]
         for k in cells.row.tolist():
             self.books[k].open += 1
-        return replace(self._sides(cells, places), node=torch.arange(first, len(self._parents), device=at.device))
-
-    def _places(self, at: Tensor) -> list[tuple[int, int]]:
-        """(layer, neuron) of neurons counted over all layers."""
-        out = []
-        for j in at.tolist():
-            layer = 0
-            while j >= self.network.widths[layer]:
-                j -= self.network.widths[layer]
-                layer += 1
-            out.append((layer, j))
-        return out
-
-    def _sides(self, cells: Cells, places: list[tuple[int, int]]) -> Cells:
-        """The cells on the side z ≥ 0 of their neuron, then all of them on the side z ≤ 0."""
-        sides = []
-        for sign in (1, -1):
-            lower, upper, signs = ([v.clone() for v in layers] for layers in (cells.lower, cells.upper, cells.sign))
-            for i, (l, j) in enumerate(places):
-                signs[l][i, j] = sign
-                (lower if sign > 0 else upper)[l][i, j] = 0.0
-            sides.append(replace(cells, lower=tuple(lower), upper=tuple(upper), sign=tuple(signs)))
-        return Cells.cat(sides)
+        return replace(cells.sides(places), node=torch.arange(first, len(self._parents), device=at.device))
 
     def _solve_all(self, cells: Cells, late: Callable[[], bool]) -> None:
         for i in range(len(cells)):
@@ -286,45 +231,20 @@ class Tree:
         """One activation region: the exact program. A flip nearer than R shrinks the question to it."""
         if self._program is None:
             self._program = RegionProgram.of(self.question, self.plain, self.hull)
-        k = int(cell.row[0])
+        k, path = int(cell.row[0]), self.path(int(cell.node[0]))
         signs = [torch.where(l[0] >= 0, 1, -1).cpu().numpy() for l in cell.lower]
-        A, b, solution = self._program.solve(k, signs)
-        leaf: tuple[Any, ...]
-        lower, leaf = solution.lower, (A, b, solution.multipliers["margin"], None if self._program.boxed else solution.duals)
-        met = lower < self.radius and self._converged(A, b, solution)
-        if lower <= self.radius and not met:
-            alone = float(self._distance(cell)[0])
-            if alone > lower:  # the solver failed: the cell's own row says more
-                lower, leaf = alone, (*self._row(cell, 0), None, None)
-        if lower > self.radius:  # signs that are no split of the cell were fixed for changes within the radius alone
-            lower = self.radius
-        elif lower == self.radius and leaf[2] is not None:
-            lower = float(np.nextafter(lower, 0.0))  # a flip at this very distance is not excluded
-        lam, duals = leaf[2:]
-        path = self.path(int(cell.node[0]))
+        found = self._program.settle(k, signs, path, self.radius, lambda: (float(self._distance(cell)[0]), *self._row(cell, 0)))
         slopes = tuple((sign > 0).astype(float) for sign in signs)
-        splits = None if lam is None else self._program.multipliers(lam, path)
-        if lam is not None and duals is None:  # multipliers of the hull are none of C's: what stays true is the sum of the rows
-            weight = np.nan_to_num(lam / max(float(np.abs(lam).max(initial=0.0)), 1e-300), posinf=0.0, neginf=0.0).clip(min=0)
-            weight = weight if weight.any() else np.eye(len(b))[0]
-            leaf, lam = ((weight @ A)[None], np.array([weight @ b])), None
-        self.books[k].leaves.append(Leaf(path, leaf[0], leaf[1], self.radius, lower, lam, duals, slopes, splits, self._aim(cell, 0)))
+        leaf = Leaf(path, found.a, found.b, self.radius, found.lower, found.lam, found.duals, slopes, found.splits, self._aim(cell, 0))
+        self.books[k].leaves.append(leaf)
         self.books[k].open -= 1
-        if met:
+        if found.flip is not None:
             for further in (1.0, 1 + CLOSE / 8, 1 + CLOSE / 2):
-                self._offer(solution.delta * further)
-            size = 1 + float(np.abs(b).max(initial=0.0))
-            for depth in (1e-9 * size, 1e-8 * size):
-                if self.witness is None or self.witness.upper > lower * (1 + CLOSE):
-                    self._offer(self._program.beyond(A, b, depth))
-            self.shrink(max(lower, 1e-300))
-
-    def _converged(self, A: Array, b: Array, solution: Solution) -> bool:
-        """Is there a flip at `lower`, up to the solver's accuracy? A region that is empty has none, though that was not proved."""
-        if not np.isfinite(solution.delta).all():
-            return False
-        outside = float((A @ solution.delta + b).max()) / (1 + float(np.abs(b).max(initial=0.0)))
-        return outside <= 1e-6 and float(self.question.norm.value(solution.delta)) <= solution.lower + 1e-4 * (solution.lower + 1e-3)
+                self._offer(found.flip * further)
+            for depth in (1e-9, 1e-8):
+                if self.witness is None or self.witness.upper > found.lower * (1 + CLOSE):
+                    self._offer(self._program.beyond(k, signs, depth))
+            self.shrink(max(found.lower, 1e-300))
 
     def _try(self, cells: Cells, point: Tensor) -> None:
         """Where a cell's row falls deepest the network itself may flip: walk back from there towards x0, and solve the activation region of the crossing."""
