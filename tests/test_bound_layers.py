@@ -15,23 +15,22 @@ from formulations.errors import InputError
 from formulations.norms import Norm
 from formulations.sets import Box
 from tests.test_lirpa import FLAT, IMAGE, Function, mlp, points, question, region_of, seeded, steepest, violation
-from verification import relaxations as lines
-from verification.lirpa import BoundEngine, BoundMethod
+from verification.lirpa import BoundEngine, BoundMethod, curves, planes
 
-CURVES: dict[str, tuple[lines.Curve, Callable[[Tensor], Tensor]]] = {
-    "softplus": (lines.softplus(1.0, 20.0), F.softplus),
-    "softplus with a threshold": (lines.softplus(2.0, 1.5), lambda z: F.softplus(z, 2.0, 1.5)),
-    "elu": (lines.elu(1.3, 1.0, 1.0), lambda z: F.elu(z, 1.3)),
-    "celu": (lines.elu(0.6, 1.0, 1 / 0.6), lambda z: F.celu(z, 0.6)),
-    "gelu": (lines.GELU, F.gelu),
-    "tanh gelu": (lines.TANH_GELU, lambda z: F.gelu(z, approximate="tanh")),
-    "silu": (lines.SILU, F.silu),
-    "mish": (lines.MISH, F.mish),
-    "hard swish": (lines.HARD_SWISH, F.hardswish),
-    "hard sigmoid": (lines.HARD_SIGMOID, F.hardsigmoid),
-    "relu6": (lines.clipped(0.0, 6.0), F.relu6),
-    "square": (lines.SQUARE, torch.square),
-    "root": (lines.ROOT, lambda z: z.clamp(min=0).sqrt()),
+CURVES: dict[str, tuple[curves.Curve, Callable[[Tensor], Tensor]]] = {
+    "softplus": (curves.softplus(1.0, 20.0), F.softplus),
+    "softplus with a threshold": (curves.softplus(2.0, 1.5), lambda z: F.softplus(z, 2.0, 1.5)),
+    "elu": (curves.elu(1.3, 1.0, 1.0), lambda z: F.elu(z, 1.3)),
+    "celu": (curves.elu(0.6, 1.0, 1 / 0.6), lambda z: F.celu(z, 0.6)),
+    "gelu": (curves.GELU, F.gelu),
+    "tanh gelu": (curves.TANH_GELU, lambda z: F.gelu(z, approximate="tanh")),
+    "silu": (curves.SILU, F.silu),
+    "mish": (curves.MISH, F.mish),
+    "hard swish": (curves.HARD_SWISH, F.hardswish),
+    "hard sigmoid": (curves.HARD_SIGMOID, F.hardsigmoid),
+    "relu6": (curves.clipped(0.0, 6.0), F.relu6),
+    "square": (curves.SQUARE, torch.square),
+    "root": (curves.ROOT, lambda z: z.clamp(min=0).sqrt()),
 }
 WIDTHS = (1e-12, 1e-8, 1e-3, 0.1, 1.0, 8.0, 60.0)
 
@@ -78,17 +77,17 @@ def test_planes_of_softmax_and_normalisation_are_bounds(seed: int, size: int, wi
         for high in (torch.einsum("kij,skj->ski", U, z) + u0, span[1]):
             assert (where | (y <= high + room)).all()
 
-    check(torch.softmax(z, -1), z, lines.softmax_planes(l, u), lines.softmax_range(l, u), torch.tensor(False))
+    check(torch.softmax(z, -1), z, planes.softmax_planes(l, u), planes.softmax_range(l, u), torch.tensor(False))
     centre = (l + u).mean(-1, keepdim=True) / 2
     l, u, z = l - centre, u - centre, z - z.mean(-1, keepdim=True)
     outside = ((z < l) | (z > u)).any(-1, keepdim=True)
     y = z * ((z * z).mean(-1, keepdim=True) + 1e-5).rsqrt()
-    check(y, z, lines.normal_planes(l, u, 1e-5), lines.normal_range(l, u, 1e-5), outside)
+    check(y, z, planes.normal_planes(l, u, 1e-5), planes.normal_range(l, u, 1e-5), outside)
 
 
 def test_lines_of_the_reciprocal_are_bounds() -> None:
     l, u = intervals(1, (400,), 3.0)
-    k_l, b_l, k_u, b_u = lines.reciprocal_lines(l, u)
+    k_l, b_l, k_u, b_u = curves.reciprocal_lines(l, u)
     across = (l <= 0) & (u >= 0)
     assert across.any()
     assert torch.isnan(b_l[across]).all()

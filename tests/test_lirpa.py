@@ -15,9 +15,8 @@ from formulations.norms import GroupNorm, Norm
 from formulations.programs import relative_parts
 from formulations.sets import Box, ConvexSet, LpBall, Polytope, TotalVariation
 from formulations.support import Region
-from verification import _lirpa_compat
 from verification.decision import Decision
-from verification.lirpa import BoundEngine, BoundMethod
+from verification.lirpa import BoundEngine, BoundMethod, compat
 from verification.model import decide, margins, stack
 
 
@@ -359,14 +358,14 @@ def test_shapes_and_methods_are_checked() -> None:
 
 
 def test_the_library_found_is_named_and_a_missing_one_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    version = _lirpa_compat.library().version
+    version = compat.library().version
     print(f"auto_LiRPA {version}")
     assert version.split(".")[0] == "0"
-    _lirpa_compat.library.cache_clear()
+    compat.library.cache_clear()
     for name in [n for n in sys.modules if n.split(".")[0] == "auto_LiRPA"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
     with pytest.raises(DependencyError, match=r"pip install --no-deps auto_LiRPA==0\.3"):
-        _lirpa_compat.library()
+        compat.library()
     monkeypatch.undo()
-    _lirpa_compat.library.cache_clear()
+    compat.library.cache_clear()

@@ -17,7 +17,7 @@ from lde_cvx.bench.networks import digits
 from lde_cvx.bench.table import show, write_whole
 from verification.attack import find_witness
 from verification.lirpa import BoundEngine
-from verification.lirpa_alone import library_radius
+from verification.lirpa.alone import library_radius
 from verification.model import decide, outputs
 from verification.radius import certified_radius
 

@@ -31,7 +31,7 @@ from lde_cvx.progress import Progress, progress_bar, silent
 from verification.attack import find_witness
 from verification.branching import branch_radii
 from verification.exact import exact_radius
-from verification.lirpa_alone import library_radius
+from verification.lirpa.alone import library_radius
 from verification.model import decide, outputs
 from verification.radii import CertifiedRadii
 from verification.radius import certified_radius

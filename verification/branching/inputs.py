@@ -1,7 +1,7 @@
 r"""The radius by splits of the input, for networks of any layers that can be bounded:  v* = min ‖Wδ‖  s.t.  m_k(δ) ≤ 0 for some k,  δ ∈ C.
 
 A question at radius R, "does some row fall within R?", starts from one cell, the hull of C ∩ {‖Wδ‖ ≤ R}. On a cell {lo ≤ z ≤ hi} every row k has a minorant
-a_k·δ + b_k of its own (verification/lirpa.py) and its parents', which hold there too, and each of them proves
+a_k·δ + b_k of its own (verification/lirpa) and its parents', which hold there too, and each of them proves
 
     no flip of row k in the cell nearer than   max( d(cell), min { ‖Wδ‖ : a_k·δ + b_k ≤ 0, δ ∈ C ∩ cell } )
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from verification._lirpa_compat import library
-from verification._lirpa_layers import OWN, custom_operators
-from verification._lirpa_symbols import symbols, written_out
+from verification.lirpa.compat import library
+from verification.lirpa.symbols import symbols, written_out
+
 
 OPTIONS = {
     "sparse_features_alpha": False, "sparse_spec_alpha": False,  # 0.3 crashes on sparse α when bounds change between passes
@@ -27,6 +27,13 @@ TESTED = {
     "LeakyRelu", "Linear", "Log", "MatMul", "MaxPool", "Mul", "Neg", "Normal", "Pad", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Root", "Shape", "Sigmoid",
     "Slice", "Softmax", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
 }  # fmt: skip
+
+
+@functools.cache
+def _operators() -> dict[str, Any]:
+    from verification.lirpa.nodes import OPERATORS  # this imports the library, which may be missing
+
+    return OPERATORS
 
 
 @contextlib.contextmanager
@@ -50,9 +57,7 @@ def convert(model: nn.Module, probe: Tensor, conv_modes: Sequence[str] = ("patch
             try:
                 with float64_default(), symbols():
                     options = {**OPTIONS, "conv_mode": mode}
-                    net = _bounded_module()(
-                        written_out(model), probe, bound_opts=options, device=probe.device, custom_ops=custom_operators()
-                    )
+                    net = _bounded_module()(written_out(model), probe, bound_opts=options, device=probe.device, custom_ops=_operators())
                     with torch.no_grad():
                         for width in (1e-3, 1.0):  # few neurons unstable, then most of them: the library takes different paths
                             box = library().PerturbationLpNorm(norm=torch.inf, x_L=probe - width, x_U=probe + width)
@@ -95,7 +100,7 @@ def _bounded_module() -> Any:
             linear = len(node.inputs) > 1 and not all(v.perturbed for v in node.inputs)  # linear bounds alone, as everywhere
             if (
                 node.perturbed
-                and type(node).__name__ in OWN
+                and getattr(node, "own_interval", False)
                 and not linear
                 and all(getattr(v, "lower", None) is not None for v in node.inputs)
             ):
@@ -174,7 +179,7 @@ def _boundable(layer: nn.Module, shape: tuple[int, ...]) -> bool:
     x = torch.zeros(1, prod(shape), dtype=torch.float64)
     try:
         with float64_default(), torch.no_grad(), _overheard(), symbols():
-            net = lib.BoundedModule(alone, x, bound_opts={"conv_mode": "matrix"}, device=x.device, custom_ops=custom_operators())
+            net = lib.BoundedModule(alone, x, bound_opts={"conv_mode": "matrix"}, device=x.device, custom_ops=_operators())
             given = lib.BoundedTensor(x, lib.PerturbationLpNorm(norm=torch.inf, x_L=x - 0.1, x_U=x + 0.1))
             net.compute_bounds(x=(given,), method="CROWN", bound_upper=False)
             _refuse_untested(net)

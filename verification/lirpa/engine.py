@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.support import Region
-from verification._lirpa_compat import library
-from verification._lirpa_translate import blame, convert, float64_default, forget
 from verification.evidence import STEPS
+from verification.lirpa.compat import library
+from verification.lirpa.translate import blame, convert, float64_default, forget
 from verification.minorant import Minorant
 from verification.model import float64_copy, outputs
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.norms import INF, Array, Norm
-from verification._lirpa_compat import library
-from verification._lirpa_translate import float64_default
 from verification.decision import Decision
+from verification.lirpa.compat import library
+from verification.lirpa.translate import float64_default
 from verification.model import float64_copy
 
 STEPS = 12
