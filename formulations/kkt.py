@@ -119,7 +119,7 @@ def diagnose(
         raise InputError(f"diagnose: {len(rows)} margin rows and {len(lam)} multipliers; give the rows that were solved.")
     duals = tuple(u if np.size(u) or isinstance(p.piece, CustomPiece) else _zeros(p) for p, u in zip(parts, solution.duals, strict=True))
     look = _Look(norm, delta, tolerance, lam)
-    look.rows("margin", -values, lam, rows, np.abs(rows).sum(1) * look.reach + np.abs(values))
+    look.rows("margin", -values, lam, np.abs(rows).sum(1) * look.reach + np.abs(values))
     for part, u in zip(parts, duals, strict=True):
         look.part(part, u)
     pull = lam @ rows + sum(
@@ -177,7 +177,7 @@ class _Look:
         )
         return np.asarray(active)
 
-    def rows(self, name: str, slack: Array, multiplier: Array, gradients: Array, size: Array) -> None:
+    def rows(self, name: str, slack: Array, multiplier: Array, size: Array) -> None:
         self.row_active = self.note(name, slack, multiplier, size)
 
     def part(self, part: Part, u: Array) -> None:

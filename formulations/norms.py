@@ -82,10 +82,6 @@ class Norm:
         scaled = delta if self.weights is None else cp.multiply(self.scale(delta.shape[-1]), delta)
         return cp.norm(scaled, "inf" if self.p == INF else int(self.p))
 
-    def key(self) -> tuple[Any, ...]:
-        """Equal for norms that are the same function."""
-        return (self.p, None if self.weights is None else self.weights.tobytes())
-
     @property
     def label(self) -> str:
         name = "ℓ∞" if self.p == INF else f"ℓ{int(self.p)}"
@@ -157,10 +153,6 @@ class GroupNorm(Norm):
         assert self.omega is not None
         self.scale(delta.shape[-1])
         return cp.sum([float(o) * cp.norm(delta[g], 2) for o, g in zip(self.omega, self.groups, strict=True)])
-
-    def key(self) -> tuple[Any, ...]:
-        assert self.omega is not None
-        return ("groups", *(g.tobytes() for g in self.groups), self.omega.tobytes())
 
     @property
     def label(self) -> str:

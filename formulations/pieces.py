@@ -65,12 +65,6 @@ class BoxPiece:
     def at(self, i: int) -> BoxPiece:
         return BoxPiece(_at(self.lo, i, 1), _at(self.hi, i, 1))
 
-    def pattern(self) -> tuple[Any, ...]:
-        """Which bounds exist, and which coordinates are fixed, for the whole batch: a program is compiled for one pattern."""
-        lo, hi = np.atleast_2d(self.lo), np.atleast_2d(self.hi)
-        below, above, fixed = np.isfinite(lo).any(0), np.isfinite(hi).any(0), (lo == hi).all(0)
-        return ("box", below.tobytes(), above.tobytes(), fixed.tobytes())
-
     def model(self, delta: Any, given: Offsets) -> PieceModel:
         lo, hi = np.atleast_2d(self.lo), np.atleast_2d(self.hi)
         fixed = np.flatnonzero((lo == hi).all(0))  # an equality, so that the pair of inequalities has no unbounded multipliers
@@ -128,9 +122,6 @@ class RowsPiece:
     def at(self, i: int) -> RowsPiece:
         return replace(self, h=_at(self.h, i, 1))
 
-    def pattern(self) -> tuple[Any, ...]:
-        return (self.kind, *_fingerprint(self.G))
-
     def model(self, delta: Any, given: Offsets) -> PieceModel:
         row = (self.G @ delta - given["h"] == 0) if self.equality else (self.G @ delta - given["h"] <= 0)
         return PieceModel([row], lambda: _dual(row) if self.equality else np.maximum(_dual(row), 0))
@@ -170,9 +161,6 @@ class BallPiece:
 
     def at(self, i: int) -> BallPiece:
         return replace(self, e=_at(self.e, i, 1), rho=_at(np.asarray(self.rho, dtype=float), i, 0))
-
-    def pattern(self) -> tuple[Any, ...]:
-        return (self.kind, *_fingerprint(self.M), *self.norm.key())
 
     def model(self, delta: Any, given: Offsets) -> PieceModel:
         image, rho = self.M @ delta + given["e"], given["rho"]
@@ -241,9 +229,6 @@ class CustomPiece:
     def at(self, i: int) -> CustomPiece:
         return replace(self, origin=_at(self.origin, i, 1))
 
-    def pattern(self) -> tuple[Any, ...]:
-        return (self.kind, id(getattr(self.build, "__self__", self.build)))
-
     def model(self, delta: Any, given: Offsets) -> PieceModel:
         rows = list(self.build(delta + given["origin"]))
         return PieceModel(rows, lambda: np.concatenate([np.ravel(_dual(c)) for c in rows] or [np.zeros(0)]))
@@ -290,10 +275,6 @@ def bounding_box(parts: tuple[Part, ...], dim: int) -> tuple[Array, Array]:
 
 def identity(dim: int) -> Any:
     return sp.identity(dim, format="csr")
-
-
-def _fingerprint(M: Any) -> tuple[Any, ...]:
-    return (M.shape, M.indptr.tobytes(), M.indices.tobytes(), M.data.tobytes())
 
 
 def _at(v: Array, i: int, event_dims: int) -> Any:

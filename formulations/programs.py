@@ -48,16 +48,11 @@ class MinNormProgram:
         self.norm, self.dim, self.rows, self.solver = Norm.of(norm), dim, rows, check_solver(solver)
         self.norm.scale(dim)
         self.parts = tuple(parts)
-        self.pattern = tuple(p.piece.pattern() for p in parts)
         self.squared = self.norm.p == 2.0 and not isinstance(self.norm, GroupNorm)
         direct = self.solver == "CLARABEL" and not modelled and not any(isinstance(p.piece, CustomPiece) for p in parts)
         self._engine: ConeProgram | ModelledProgram = (
             ConeProgram(self.norm, self.parts, dim, rows) if direct else ModelledProgram(self.norm, self.parts, dim, rows, self.solver)
         )
-
-    def accepts(self, parts: Sequence[Part]) -> bool:
-        """Do these parts have the structure that was compiled?"""
-        return tuple(p.piece.pattern() for p in parts) == self.pattern
 
     def solve(self, A: Array, b: Array, parts: Sequence[Part] | None = None, *, time_limit: float | None = None) -> Solution:
         """One instance: A (rows, d), b (rows,), parts over the change without a batch axis. Rows are scaled to unit size inside."""

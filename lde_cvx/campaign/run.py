@@ -34,7 +34,6 @@ from verification.rechecking.network import read_model
 
 RESULTS = "campaign.jsonl"
 FORMAT = "lde-campaign/2"
-MAX_LINE = 1 << 20
 BUDGET = 1.0  # seconds of a witness search, and of one certified radius
 PASSES = 5  # of a certified radius without a witness
 SEARCHED = (2, 4)  # last digits of the cases in which the witness search runs a second time, from other starts

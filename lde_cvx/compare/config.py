@@ -12,9 +12,6 @@ from pydantic import Field, field_validator, model_validator
 from lde_cvx import toml_files
 from lde_cvx.toml_files import Table, distinct, text_of, validated
 
-METRICS = ("deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory")
-KINDS = ("lde", "leg", "leg-tv", "rate-distortion", "baseline")
-
 
 class CaseTable(Table):
     """A case that the package builds (`name`), or a `model` file (.safetensors, .onnx) with `inputs` (.npy, (n, *shape)) and the `box` they live in."""

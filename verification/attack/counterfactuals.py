@@ -125,7 +125,7 @@ class _Look:
         if nearest is None:
             return None
         dense = len(self._moved(nearest))
-        delta = self._sparse(nearest, held, stretch * self._size(nearest))
+        delta = self._sparse(nearest, stretch * self._size(nearest))
         one = self._record(delta, held, self._size(delta), dense, self._size(nearest), True)
         if self.schema is None:
             return one
@@ -148,7 +148,7 @@ class _Look:
         )  # fmt: skip
         return w.delta[0] if w.found[0] else None
 
-    def _sparse(self, delta: Array, held: tuple[int, ...], limit: float) -> Array:
+    def _sparse(self, delta: Array, limit: float) -> Array:
         """Fewest columns by bisection: only the largest movers may move, as few of them as flip within the limit."""
         best, low, high = delta, 0, len(self._moved(delta))
         while high - low > 1:

@@ -200,7 +200,7 @@ class _Search:
                         continue
                 elif goal < INF:
                     near = goal < self.reach  # a flip is known: far from any, radii grow in long steps, and each question is cheap
-                    affordable = self._affordable(tree, end, most) if near else INF
+                    affordable = self._affordable(end, most) if near else INF
                     radius = schedule.after_closing(self.lower, goal, CAUTIOUS if near else BOLDEST, affordable)
                 elif (radius := 2 * self.lower) > FARTHEST * first:
                     return self._result(BranchingStop.BEYOND)
@@ -214,7 +214,7 @@ class _Search:
         """Is too little left of the budgets for another question to be begun?"""
         return end - time.perf_counter() <= LAST * (end - self.begun) or most - self.nodes <= LAST * most
 
-    def _affordable(self, tree: Tree, end: float, most: float) -> float:
+    def _affordable(self, end: float, most: float) -> float:
         """The cells that the next question may have, for as much time each as the last question took."""
         left = end - time.perf_counter()
         pace = (time.perf_counter() - self.asked) / max(self.nodes - self.asked_at, 1)

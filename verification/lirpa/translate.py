@@ -16,7 +16,6 @@ from formulations.errors import InputError
 from verification.lirpa.compat import library
 from verification.lirpa.symbols import symbols, written_out
 
-
 OPTIONS = {
     "sparse_features_alpha": False, "sparse_spec_alpha": False,  # 0.3 crashes on sparse α when bounds change between passes
     "optimize_bound_args": {"iteration": 20, "lr_alpha": 0.2, "early_stop_patience": 10},

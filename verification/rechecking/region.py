@@ -49,8 +49,8 @@ class Matrix:
             np.add.at(self.__dict__["dense"], (self.row, self.column), self.data)
         else:
             self.__dict__["halves"] = (
-                _slots(self.data, self.row, self.column, self.shape[0]),
-                _slots(self.data, self.column, self.row, self.shape[1]),
+                _slots(self.data, self.row, self.column),
+                _slots(self.data, self.column, self.row),
             )
 
     def scaled(self, rows: Array, columns: Array, dtype: Any) -> Matrix:
@@ -80,7 +80,7 @@ class Matrix:
         return int(np.bincount(self.column, minlength=1).max(initial=0))
 
 
-def _slots(data: Array, target: Places, source: Places, size: int) -> list[tuple[Places, Places, Array]]:
+def _slots(data: Array, target: Places, source: Places) -> list[tuple[Places, Places, Array]]:
     """(targets, sources, data) of the first entry of every target, of the second, …"""
     order = np.argsort(target, kind="stable")
     target, source, data = target[order], source[order], data[order]
