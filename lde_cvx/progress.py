@@ -14,14 +14,14 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """A line per stage on stderr."""
+def progress_bar(quiet: bool, *, stays: bool = False) -> Iterator[Progress]:
+    """A line per stage on stderr; `stays`: they are left there at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bars:
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), disable=quiet, transient=not stays) as bars:
         lines: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:

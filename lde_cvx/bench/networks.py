@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,12 @@ def cases(cache: Path, *, quick: bool, tell: Callable[[str], object]) -> Iterato
         lambda: digits(8 if quick else 50), lambda: german_credit(5 if quick else 25), lambda: mnist_mlp(20, cache), lambda: mnist_conv(8, cache),
         lambda: verix(100), lambda: mnist_cnn(4),
     )  # fmt: skip
-    for build in builders[: 2 if quick else None]:
+    return built(builders[: 2 if quick else None], tell)
+
+
+def built(builders: Iterable[Callable[[], Case]], tell: Callable[[str], object]) -> Iterator[Case]:
+    """The cases that can be built; `tell` hears which cannot, and why."""
+    for build in builders:
         try:
             yield build()
         except InputError as reason:

@@ -20,11 +20,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from formulations.errors import InputError
 from formulations.norms import INF, Array, Norm
 from formulations.sets import Box
 from lde_cvx.bench.kept import Kept, key, numbers, source, version
-from lde_cvx.bench.networks import Case, digits, mnist_cnn, mnist_mlp
+from lde_cvx.bench.networks import Case, built, digits, mnist_cnn, mnist_mlp
 from lde_cvx.bench.rivals import Counted, Rival, Settings, rivals
 from lde_cvx.bench.table import show, write_whole
 from lde_cvx.models import digits_model
@@ -57,11 +56,7 @@ def networks(cache: Path, *, quick: bool, tell: Callable[[str], object]) -> Iter
     builders: tuple[Callable[[], Case], ...] = (
         lambda: digits(8 if quick else 50), lambda: hardened_digits(8 if quick else 20), lambda: mnist_mlp(20, cache), lambda: mnist_cnn(10),
     )  # fmt: skip
-    for build in builders[: 2 if quick else None]:
-        try:
-            yield build()
-        except InputError as reason:
-            tell(f"left out: {reason}")
+    return built(builders[: 2 if quick else None], tell)
 
 
 def hardened_digits(n: int, *, radius: float = 0.1, epochs: int = 60, steps: int = 7) -> Case:

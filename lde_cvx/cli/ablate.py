@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lde_cvx.cli.common import err, out
+from lde_cvx.cli.common import out
+from lde_cvx.progress import progress_bar
 
 
 def command(
@@ -28,15 +28,7 @@ def command(
     chosen = load_grid(grid)
     if inputs is not None:
         chosen = chosen.model_copy(update={"inputs": inputs})
-    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=quiet) as progress:
-        bars: dict[str, object] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done)  # type: ignore[arg-type]
-
+    with progress_bar(quiet, stays=True) as tell:
         table = run_grid(chosen, folder, tell)
     rates = validity_rates(table)
     rates.to_csv(folder / "validity.csv", index=False)

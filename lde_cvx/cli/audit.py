@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from lde_cvx.cli.common import FAILED, err, fail, out
+from lde_cvx.progress import progress_bar
 
 if TYPE_CHECKING:
     from lde_cvx.audit import AuditResult
@@ -35,15 +35,7 @@ def command(
 
     with err.status("training the network", spinner="dots") if not quiet else _nothing():
         case = prepare(config, limit)
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=quiet) as progress:
-        bars: dict[str, object] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done)  # type: ignore[arg-type]
-
+    with progress_bar(quiet, stays=True) as tell:
         result = run_audit(case, folder, tell)
     if not quiet:
         out.print(table(result))
