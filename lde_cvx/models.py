@@ -3,7 +3,7 @@ r"""Small networks trained in seconds, the same on every run of one machine.
     x ↦ W_L ρ(… ρ(W_1 x + b_1) …) + b_L,   ρ = max(·, 0),   trained by AdamW on the cross-entropy, in float64 on one thread
 
 Everything random (split, weights, order of batches) comes from `seed` alone; torch's global generator and thread count are left as they were.
-Reading and writing models is in `model_files` and `onnx_reader`; their names are here too.
+Reading and writing models is in `model_files`; its names are here too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from formulations.errors import InputError
 from formulations.norms import Array
 from formulations.semantic import Schema
 from lde_cvx.data import Dataset, digits, german_credit
-from lde_cvx.model_files import load_model, load_torch_state, save_model
-from lde_cvx.onnx_reader import load_onnx
+from lde_cvx.model_files import load_model, load_onnx, load_torch_state, save_model
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,11 +23,11 @@ from verification.attack import Witness, WitnessStatus
 from verification.branching import BranchingResult, BranchingStop, branch_radius
 from verification.branching.inputs import TOLERANCE, split_inputs
 from verification.decision import Decision
-from verification.input_evidence import input_tree_rows
+from verification.evidence.inputs import input_tree_rows
+from verification.evidence.trees import relu_names, tree_rows
 from verification.lirpa import BoundEngine
 from verification.radii import CertifiedRadius, CertifiedRow
 from verification.relu_chain import ReluChain
-from verification.tree_evidence import relu_names, tree_rows
 
 SECONDS = 10.0  # per input, where the caller sets no limit
 MET = 1 - 1e-6  # of the witness: a bound this near needs no search

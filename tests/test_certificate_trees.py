@@ -28,8 +28,8 @@ from verification.checking.document import FLIP_ROW, MARGIN_ROW
 from verification.checking.rationals import bound_down
 from verification.checking.theorem import row_bounds
 from verification.decision import Decision
+from verification.evidence.trees import relu_names, tree_rows
 from verification.radius import certified_radius
-from verification.tree_evidence import relu_names, tree_rows
 
 BOX = Box(0.0, 1.0)
 

@@ -20,7 +20,7 @@ from lde_cvx.models import save_model
 from verification.branching import BranchingStop, branch_radius
 from verification.branching.inputs import InputSplitResult, _Search, split_inputs
 from verification.checker import CheckStatus, check_file
-from verification.input_evidence import cell_box
+from verification.evidence.inputs import cell_box
 from verification.lirpa import BoundEngine
 
 DIM = 3

@@ -462,7 +462,7 @@ def test_custom_domains_external_weights_and_damage(tmp_path):
 
 
 def test_a_misread_operator_is_noticed(tmp_path, monkeypatch):
-    from lde_cvx import onnx_layers
+    from lde_cvx.model_files import onnx_layers
 
     monkeypatch.setitem(onnx_layers.LAYERS, "Tanh", lambda node: nn.Sigmoid())
     with pytest.raises(InputError, match="its outputs differ from onnx"):

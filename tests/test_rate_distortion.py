@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from formulations.errors import InputError
 from formulations.frank_wolfe import Birkhoff, SparseBox, Step, Variant, gradient_of, minimise
 from formulations.projected_gradient import minimise_over_box
-from lde_cvx.distortion import Background, ExactDistortion, MomentDistortion, SampledDistortion, bivariate_normal, distortion_of
-from lde_cvx.moments import EPSILON, Gaussian, layers_of, propagate
 from lde_cvx.rate_distortion import RateDistortion
+from lde_cvx.rate_distortion.distortion import (
+    Background,
+    ExactDistortion,
+    MomentDistortion,
+    SampledDistortion,
+    bivariate_normal,
+    distortion_of,
+)
+from lde_cvx.rate_distortion.moments import EPSILON, Gaussian, layers_of, propagate
 
 
 def seeded(*layers: nn.Module, seed: int = 0) -> nn.Sequential:

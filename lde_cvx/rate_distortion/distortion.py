@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.norms import Array
-from lde_cvx.moments import Gaussian, layers_of, propagate
+from lde_cvx.rate_distortion.moments import Gaussian, layers_of, propagate
 
 MODES = ("diagonal", "low-rank", "full", "sampling", "exact")
 

@@ -26,8 +26,8 @@ from formulations.norms import Array
 from formulations.projected_gradient import minimise_over_box
 from formulations.quasi_newton import minimise_by_models
 from lde_cvx.attribution import check_inputs, targets_of
-from lde_cvx.distortion import MODES, Background, Distortion, distortion_of
 from lde_cvx.inputs import read_batch
+from lde_cvx.rate_distortion.distortion import MODES, Background, Distortion, distortion_of
 from verification.model import float64_copy
 
 KINDS = ("lagrangian", "constrained", "multi-rate", "ordering")

@@ -15,9 +15,9 @@ from formulations.programs import min_norm, relative_parts
 from formulations.sets import Box, Everything
 from formulations.sets.base import ConvexSet
 from verification.branching.inputs import InputLeaf, InputSplit, InputSplitResult
-from verification.evidence import CellEvidence, Split, from_box
+from verification.evidence.records import CellEvidence, Split, from_box
+from verification.evidence.trees import TreeRow
 from verification.radii import CertifiedRow
-from verification.tree_evidence import TreeRow
 
 INPUT = "input"
 

@@ -24,7 +24,7 @@ from formulations.solution import Solution
 from formulations.support import Region
 from verification.branching.answers import BranchingResult, RowTree
 from verification.checking.document import FLIP_ROW
-from verification.evidence import CellEvidence, RivalEvidence, Split
+from verification.evidence.records import CellEvidence, RivalEvidence, Split
 from verification.radii import CertifiedRow
 
 METHOD = "branching"

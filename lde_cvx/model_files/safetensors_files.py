@@ -92,7 +92,7 @@ def load_model(path: str | Path) -> nn.Module:
     if not file.is_file():
         raise InputError(f"{file}: no such file; give a .safetensors file of save_model, or an .onnx file.")
     if file.suffix == ".onnx":
-        from lde_cvx.onnx_reader import load_onnx
+        from lde_cvx.model_files.onnx_reader import load_onnx
 
         return load_onnx(file)
     if file.suffix in (".pt", ".pth", ".ckpt"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.norms import Array
-from lde_cvx.onnx_layers import LAYERS, Arithmetic, Node, as_bias, tensor
+from lde_cvx.model_files.onnx_layers import LAYERS, Arithmetic, Node, as_bias, tensor
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit
 AGREEMENT = 1e-4  # of the largest output: the other implementation computes in float32
