@@ -16,7 +16,7 @@ from formulations.norms import INF, Norm
 from formulations.sets import Box, TotalVariation
 from formulations.support import Region
 from tests.test_bound_layers import points, question, region_of, seeded, violation
-from verification.lirpa import BoundEngine, engine
+from verification.lirpa import BoundEngine, perturbation
 from verification.lirpa.translate import convert
 
 SHAPE = (2, 6, 6)
@@ -88,7 +88,7 @@ def test_wide_layers_leave_coupled_pieces_out_and_stay_sound(monkeypatch: pytest
     region = region_of(Norm(2), Box(0, 1) & TotalVariation(9.0, (12, 6)), x, 0.4)
     assert region.coupling is not None
     full = BoundEngine(net, SHAPE).rows(x, Q, s, region)
-    monkeypatch.setattr(engine, "WIDE", 0)
+    monkeypatch.setattr(perturbation, "WIDE", 0)
     narrow = BoundEngine(net, SHAPE).rows(x, Q, s, region)
     assert (narrow.lower <= full.lower + 1e-3).all()
     assert violation(net, x, Q, s, narrow, points(Norm(2), region, 300)) <= 0

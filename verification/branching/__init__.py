@@ -6,7 +6,7 @@ narrowing   bounds of neurons over the changes that can still flip
 joint       rows of later layers together with the margin row, over slopes and γ
 facets      over boxes: lines of the first layer's ReLUs that are tighter than chords
 ascent      the row of a cell, over slopes and split multipliers
-ball        support functions of the region, cut by a half-space
+ball, face  support functions of the region, cut by a half-space; those of a ball and its boxes
 coupled     multipliers of the set's pieces that couple coordinates, carried from row to row
 choice, schedule   which ReLU to split at, which radius to ask about next
 region      one activation region, solved exactly

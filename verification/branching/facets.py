@@ -29,8 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verification.branching.ball import Face
 from verification.branching.cells import Cells
+from verification.branching.face import Face
 from verification.branching.network import Network
 
 TINY = 1e-12

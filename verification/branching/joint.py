@@ -14,9 +14,10 @@ from torch import Tensor
 
 from formulations.norms import INF
 from verification.branching.adam import Adam
-from verification.branching.ball import PAD, Ball, Capped, Face
+from verification.branching.ball import PAD, Ball, Capped
 from verification.branching.cells import Cells
 from verification.branching.coupled import Pull
+from verification.branching.face import Face
 from verification.branching.facets import FIRST, Aim, Facets, Share, Sight
 from verification.branching.network import Lines, Network
 

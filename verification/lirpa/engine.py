@@ -12,8 +12,6 @@ library works, torch's default dtype is float64 (its α tensors ask for it): the
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
 from enum import Enum
 from math import prod
 from typing import Any
@@ -23,22 +21,14 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.support import Region
-from verification.evidence import STEPS
 from verification.lirpa.compat import library
+from verification.lirpa.slopes import Inner, Slopes, activations, inner_slopes, round_slopes, slopes_of
 from verification.lirpa.translate import blame, convert, float64_default, forget
 from verification.minorant import Minorant
 from verification.model import float64_copy, outputs
 
 SLACK = 1e-11  # of |b| + Σ|a||x0| and the margin's size, taken off every row: float64 rounding of the passes, and the checker's bound of its own
-INNER = 1 << 22  # pairs of neurons of which slopes of intermediate bounds are handed on
-CARRIED = 1 << 17  # slopes of the margin rows of one input that are handed on: a certificate reads and hashes them all
-WIDE = (
-    1 << 23
-)  # neurons of a convolution × coordinates, above which its own bounds use only the ball and the box of C: the dual ascent over the rest would take minutes
 MEMORY = 1 << 30  # bytes of bound matrices in one chunk of inputs
-
-Slopes = tuple[Tensor, ...]
-Inner = dict[tuple[int, int], Tensor]
 
 
 class BoundMethod(Enum):
@@ -142,23 +132,23 @@ class BoundEngine:
         """(A (n, K, d), bias (n, K), slopes, inner slopes) with A·z + bias ≤ Q f(z) for z ∈ x0 + R."""
         net, n, K = self._bounded, len(x), Q.shape[1]
         net.repaired = not region.is_box
-        watch = _set_perturbation()(x, region)
+        from verification.lirpa.perturbation import SetPerturbation  # this imports the library, which may be missing
+
+        watch = SetPerturbation(x, region)
         asked: dict[str, Any] = {"x": (library().BoundedTensor(x, watch),), "C": Q, "bound_upper": False}
         with float64_default(), torch.set_grad_enabled(how is BoundMethod.ALPHA_CROWN):
             try:
                 if how is BoundMethod.ALPHA_CROWN:
                     net.compute_bounds(method="alpha-CROWN", **asked)
-                    _round_slopes(net)
+                    round_slopes(net)
                     asked["reuse_alpha"] = True
                 watch.last = None
                 lower = net.compute_bounds(method=_ASKED[how], **asked)[0].reshape(n, K)
                 fixed = (
-                    how is BoundMethod.CROWN
-                    and region.coupling is None
-                    and all("Relu" in type(node).__name__ for node in _activations(net))
+                    how is BoundMethod.CROWN and region.coupling is None and all("Relu" in type(node).__name__ for node in activations(net))
                 )
-                slopes = () if fixed or how is BoundMethod.IBP else _slopes(net, n, K)
-                inner = _inner_slopes(net, n) if how is BoundMethod.ALPHA_CROWN else {}
+                slopes = () if fixed or how is BoundMethod.IBP else slopes_of(net, n, K)
+                inner = inner_slopes(net, n) if how is BoundMethod.ALPHA_CROWN else {}
             except (NotImplementedError, AssertionError, AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
                 raise InputError(blame(self.model, self.input_shape, error)) from error
             finally:
@@ -177,128 +167,6 @@ class BoundEngine:
             gap = float((ours - theirs).abs().max())
             raise InputError(f"model: {type(self.model).__name__} is translated wrongly for bounding (outputs differ by {gap:g}); "
                              "avoid layers that depend on the batch size or on random numbers.")  # fmt: skip
-
-
-@functools.cache
-def _set_perturbation() -> Any:
-    """The perturbation class: the library's ℓ∞ box for intervals, and the region's support function wherever a linear function is concretized."""
-    lib = library()
-
-    class SetPerturbation(lib.PerturbationLpNorm):  # type: ignore[misc, name-defined]
-        def __init__(self, x: Tensor, region: Region) -> None:
-            lo, hi = region.hull()
-            super().__init__(norm=torch.inf, x_L=x + lo.view_as(x), x_U=x + hi.view_as(x))
-            self.region, self.flat = region, x.flatten(1)
-            self.last: tuple[Tensor, Tensor] | None = (
-                None  # (A, its bound over the region) as concretized last: the output's, when a pass has ended
-            )
-
-        def concretize_matrix(self, x: Tensor, A: Any, sign: int, extra_constr: Any = None) -> Tensor:
-            if isinstance(A, lib.eyeC):  # single coordinates: the hull
-                return super().concretize_matrix(x, A, sign, extra_constr)  # type: ignore[no-any-return]
-            rows = A.reshape(A.shape[0], A.shape[1], -1)
-            if self.region.is_box:
-                bound: Tensor = super().concretize_matrix(x, rows, sign, extra_constr)
-            else:
-                bound = torch.einsum("nsd,nd->ns", rows, self.flat) + sign * self.region.support(sign * rows)
-            self.last = rows, bound
-            return bound
-
-        def concretize_patches(self, x: Tensor, A: Any, sign: int, extra_constr: Any = None) -> Tensor:
-            if A.identity == 1 or self.region.is_box:  # intermediate bounds only: margins come as matrices
-                return super().concretize_patches(x, A, sign, extra_constr)  # type: ignore[no-any-return]
-            rows = A.patches.shape[0] * (1 if A.unstable_idx is not None else prod(A.patches.shape[2:4]))
-            few = prod(A.patches.shape[-3:]) < self.region.dim
-            if few and (self.region.coupling is None or rows * self.region.dim > WIDE):
-                return self._narrow(x, A, sign)
-            matrix = lib.patches_to_matrix(A.patches, x.shape, A.stride, A.padding, A.output_shape, A.unstable_idx)
-            bound = self.concretize_matrix(x, matrix, sign)
-            return bound if A.unstable_idx is not None else bound.reshape(len(x), A.patches.shape[0], *A.patches.shape[2:4])
-
-        def _narrow(self, x: Tensor, A: Any, sign: int) -> Tensor:
-            """Rows that see one window of the image each: the ball and the box of that window say all there is to say."""
-            every = A.unstable_idx is None
-            rows = A.patches.transpose(0, 1).flatten(-3)  # (n, channels, height, width, k), or (n, unstable, k)
-            count = A.patches.shape[0]
-
-            def windows(v: Tensor) -> Tensor:
-                seen: Tensor = lib.inplace_unfold(
-                    v.reshape(-1, *x.shape[1:]), kernel_size=A.patches.shape[-2:], stride=A.stride, padding=A.padding,
-                    inserted_zeros=A.inserted_zeros, output_padding=A.output_padding,
-                ).flatten(3)  # (n, height, width, k)  # fmt: skip
-                if every:
-                    return seen.unsqueeze(1).expand(-1, count, -1, -1, -1).flatten(1, 3)
-                place: tuple[Tensor, ...] = A.unstable_idx
-                return seen[:, place[1], place[2]]
-
-            flat = rows.flatten(1, 3) if every else rows
-            bound = torch.einsum("nsk,nsk->ns", flat, windows(x)) + sign * self.region.window_support(sign * flat, windows)
-            return bound.reshape(len(x), count, *A.patches.shape[2:4]) if every else bound
-
-    return SetPerturbation
-
-
-def _slopes(net: Any, n: int, K: int) -> Slopes:
-    """Per activation (n, K, neurons): coefficient after the pass went through it over coefficient before, 0 where there is none; () where not kept, or too many."""
-    out = []
-    for node in _activations(net):
-        before, after, alone = getattr(node, "lA", None), getattr(node.inputs[0], "lA", None), len(node.inputs[0].output_name) == 1
-        if not (isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape and alone):
-            return ()
-        slope = torch.where(before == 0, 0.0, after / torch.where(before == 0, 1.0, before)).detach()
-        out.append(slope.transpose(0, 1).reshape(n, K, -1))
-    return tuple(out) if sum(s[0].numel() for s in out) <= CARRIED else ()
-
-
-def _pairs(net: Any) -> Iterator[tuple[int, int, Any, Any, Tensor]]:
-    """(t, s, target, source, α) of the ReLUs whose slopes the library keeps for the bounds of what enters another one."""
-    relus = _activations(net)
-    for t, target in enumerate(relus):
-        for s, source in enumerate(relus[:t]):
-            alpha = getattr(source, "alpha", {}).get(target.inputs[0].name) if type(source).__name__ == "BoundRelu" else None
-            if alpha is not None:
-                yield t, s, target, source, alpha
-
-
-def _round_slopes(net: Any) -> None:
-    """The α of intermediate bounds as a certificate will write them; any are sound."""
-    with torch.no_grad():
-        for *_, alpha in _pairs(net):
-            alpha.copy_((alpha.clamp(0, 1) * STEPS).round() / STEPS)
-
-
-def _inner_slopes(net: Any, n: int) -> Inner:
-    """The α of intermediate bounds in units of 1/255, −1 where the usual slope does: where α never moved, or is beyond the window that a convolution sees."""
-    found: Inner = {}
-    for t, s, target, source, alpha in _pairs(net):
-        above, below = (v.lower.flatten(1).shape[1] for v in (target.inputs[0], source.inputs[0]))
-        own = alpha.numel() // (2 * n * below)  # one α a neuron, or, for a batch, one a channel
-        if above * below > INNER or own == 0 or alpha.numel() != 2 * n * own * below or above % own:
-            continue
-        low, high = (getattr(source.inputs[0], side).flatten(1) for side in ("lower", "upper"))
-        code = (alpha.detach().reshape(2, own, n, below).permute(2, 0, 1, 3) * STEPS).round().to(torch.int16)
-        code = code.repeat_interleave(above // own, 2)
-        open_, usual = ((low < 0) & (high > 0))[:, None, :], ((high + low > 0).to(torch.int16) * STEPS)[:, None, None, :]
-        moved = (code != usual).any(1) & open_ & _window(target.inputs[0], source)
-        whole = moved.any(2, keepdim=True) & open_
-        kept = whole if 2 * int(moved.sum()) > int(whole.sum()) else moved
-        found[t, s] = torch.where(kept[:, None], code, -1)
-    return found
-
-
-def _window(node: Any, source: Any) -> Tensor:
-    """(neurons of `node`, neurons of `source`): which a neuron can see; all, where `node` is no convolution of `source`."""
-    if type(node).__name__ != "BoundConv" or node.inputs[0] is not source:
-        return torch.ones(1, 1, dtype=torch.bool, device=source.inputs[0].lower.device)
-    weight = torch.ones_like(node.inputs[1].lower)
-    every = torch.eye(prod(source.output_shape[1:]), dtype=weight.dtype, device=weight.device).reshape(-1, *source.output_shape[1:])
-    seen: Tensor = node.forward(every, weight, *[weight.new_zeros(len(weight))] * int(node.has_bias))
-    return seen.flatten(1).T != 0
-
-
-def _activations(net: Any) -> list[Any]:
-    """The elementwise nonlinear layers that the checker knows, in the order of evaluation."""
-    return [node for node in net._modules.values() if type(node).__name__ in ("BoundRelu", "BoundLeakyRelu", "BoundTanh", "BoundSigmoid")]
 
 
 def _bytes_per_input(net: Any, dim: int) -> int:
