@@ -41,6 +41,8 @@ class Library:
     BoundMaxPool: Any
     BoundAveragePool: Any
     BoundCast: Any
+    BoundSigmoid: Any
+    BoundTanh: Any
 
 
 @functools.cache
@@ -84,6 +86,8 @@ def library() -> Library:
                 "BoundMaxPool",
                 "BoundAveragePool",
                 "BoundCast",
+                "BoundSigmoid",
+                "BoundTanh",
             )
         ),
     )

@@ -7,7 +7,7 @@
     onnx::Div           by a computed value: McCormick's planes over lines of the reciprocal; by a constant, the library's
     onnx::Sqrt          a curve: the library's bounds of it are wrong
 
-and those of its own that are mended (mended.py). symbols.py says which torch functions become which. Importing this file imports the library.
+and those of its own that are mended (mended.py, sigmoids.py). symbols.py says which torch functions become which. Importing this file imports the library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verification.lirpa import curves, mended, planes
+from verification.lirpa import curves, mended, planes, sigmoids
 from verification.lirpa.compat import library
 from verification.lirpa.mended import patches_scaled, unflat
 
@@ -249,5 +249,6 @@ OPERATORS: dict[str, Any] = {
     "onnx::MatMul": BoundMatMul,
     "onnx::Div": BoundDiv,
     **mended.OPERATORS,
+    **sigmoids.OPERATORS,
 }
 """Operator → node class, as `BoundedModule(custom_ops=…)` takes them."""
