@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -141,3 +142,22 @@ def test_a_convolutional_network_of_mnists_size_stays_small() -> None:
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 4
+
+
+@pytest.mark.parametrize(("channels", "groups", "kernel", "first"), [(2, 2, 1, True), (4, 4, 3, True), (4, 4, 3, False), (4, 2, 2, False)])
+def test_rows_through_grouped_convolutions_lie_below_the_network(channels: int, groups: int, kernel: int, first: bool) -> None:
+    """A filter of group g sees the channels of group g: read as the first ones, rows are false in every norm but ℓ∞."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(channels, 4, kernel, padding=kernel // 2, groups=groups), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)]
+    net = nn.Sequential(*([] if first else [nn.Conv2d(channels, channels, 3), nn.ReLU()]), *layers).double()
+    shape = (channels, 5, 5)
+    net(torch.zeros(1, *shape, dtype=torch.float64))
+    d, x, Q = 25 * channels, torch.rand(1, *shape, dtype=torch.float64), torch.tensor([[[1.0, -1.0]]], dtype=torch.float64)
+    engine = BoundEngine(net, shape)
+    for p in (1, 2, "inf"):
+        row = engine.rows(x, Q, torch.zeros(1, 1, dtype=torch.float64), Region.build(Norm(p), (), np.array([0.5]), d))
+        along = torch.cat([torch.eye(d, dtype=torch.float64), -torch.eye(d, dtype=torch.float64), torch.randn(500, d, dtype=torch.float64)])
+        along = 0.5 * along / torch.linalg.vector_norm(along, Norm(p).p, dim=1, keepdim=True)
+        with torch.no_grad():
+            y = net(x + along.reshape(-1, *shape))
+        assert (along @ row.a[0, 0] + row.b[0, 0] <= y[:, 0] - y[:, 1]).all()

@@ -48,7 +48,8 @@ def float64_default() -> Iterator[None]:
 
 def convert(model: nn.Module, probe: Tensor, conv_modes: Sequence[str] = ("patches", "matrix")) -> Any:
     """auto_LiRPA's module, tried out on one input. Convolutions are bounded as patches, which keeps memory small; what breaks those (0.3 trips over sums
-    of vectors and grouped convolutions) is bounded as matrices. Raises InputError that names the layer that neither can do."""
+    of vectors, and its patches of grouped convolutions are false where no ℓ∞ box asks) is bounded as matrices. Raises InputError that names the layer
+    that neither can do."""
     failure: Exception = NotImplementedError("no layers")
     modes = conv_modes if any(isinstance(m, nn.Conv2d) for m in model.modules()) else ("matrix",)
     with _overheard() as said:
@@ -63,6 +64,8 @@ def convert(model: nn.Module, probe: Tensor, conv_modes: Sequence[str] = ("patch
                             net.compute_bounds(x=(library().BoundedTensor(probe, box),), method="CROWN", bound_upper=False)
                 forget(net)
                 _refuse_untested(net)
+                if mode == "patches" and any(getattr(node, "groups", 1) != 1 for node in net._modules.values()):
+                    raise NotImplementedError("patches of grouped convolutions")
                 return net
             except Exception as error:  # the library raises whatever its translation trips over
                 failure = error
