@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InputError
+from formulations.given import array, wholes
 
 Array = NDArray[np.float64]
 INF = float("inf")
@@ -102,7 +103,9 @@ class GroupNorm(Norm):
     omega: Array | None = None
 
     def __init__(self, groups: Sequence[Sequence[int]], omega: ArrayLike | None = None) -> None:
-        arrays = tuple(np.asarray(g, dtype=np.intp).ravel() for g in groups)
+        if isinstance(groups, str | bytes):
+            raise InputError(f"GroupNorm: groups={groups!r:.60} is text; give lists of positions, such as [[0, 1], [2]].")
+        arrays = tuple(np.asarray(wholes(f"GroupNorm: groups[{k}]", g), dtype=np.intp) for k, g in enumerate(groups))
         flat = np.concatenate(arrays) if arrays else np.empty(0, dtype=np.intp)
         if len(flat) == 0 or not np.array_equal(np.sort(flat), np.arange(len(flat))) or any(len(g) == 0 for g in arrays):
             raise InputError(f"GroupNorm: the groups must hold every index 0 … d−1 exactly once; got {[g.tolist() for g in arrays][:4]} …")
@@ -163,7 +166,7 @@ class GroupNorm(Norm):
 
 
 def _positive(name: str, values: ArrayLike) -> Array:
-    w = np.array(values, dtype=float).ravel()
+    w = array(f"Norm: {name}", values).ravel()
     bad = np.flatnonzero(~(np.isfinite(w) & (w > 0)))
     if len(bad):
         raise InputError(f"Norm: {name}[{bad[0]}]={w[bad[0]]} is not finite and positive; freeze a feature with a constraint instead.")

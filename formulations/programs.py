@@ -25,6 +25,7 @@ from formulations.boxed import BoxedSolutions
 from formulations.cones import ConeProgram
 from formulations.dual_bound import DualBound, weak_dual_bound
 from formulations.errors import InputError
+from formulations.given import array
 from formulations.norms import INF, Array, GroupNorm, Norm
 from formulations.pieces import BallPiece, BoxPiece, CustomPiece, Part, PieceModel
 from formulations.sets.base import ConvexSet, Everything
@@ -179,12 +180,14 @@ def _solve_some(
 def relative_parts(constraints: ConvexSet | None, dim: int, x0: ArrayLike | None, n: int = 1) -> tuple[Part, ...]:
     """The set's parts over the change, offsets batched as (n, ·) where they depend on x0. Raises InputError as `min_norm` says."""
     C = Everything() if constraints is None else constraints
+    if not isinstance(C, ConvexSet):
+        raise InputError(f"constraints: got {type(C).__name__}; give a convex set such as Box(0, 1), or None.")
     parts = C.parts(dim)
     if x0 is None:
         if any(p.on == "input" for p in parts):
             raise InputError(f"{C!r}: is over the input; pass x0 so that it can be placed, or build it with on='change'.")
         return parts
-    start = np.asarray(x0, dtype=float)
+    start = array("x0", x0)
     if start.size not in (dim, n * dim):
         raise InputError(f"x0 has shape {start.shape}; give {dim} features, once or for each of the {n} programs.")
     start = start.reshape(n, dim) if start.size == n * dim else np.broadcast_to(start.reshape(1, dim), (n, dim))
@@ -196,10 +199,7 @@ def relative_parts(constraints: ConvexSet | None, dim: int, x0: ArrayLike | None
 
 
 def _numbers(name: str, given: ArrayLike) -> Array:
-    try:
-        return np.asarray(given, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"min_norm: {name}={given!r:.60} is no array of numbers.") from None
+    return array(f"min_norm: {name}", given)
 
 
 def _tame(lam: Array, duals: Sequence[Array]) -> tuple[Array, list[Array]]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
+from formulations.given import whole
 from formulations.norms import Array
+from verification.model import numbers
 
 
 @runtime_checkable
@@ -44,12 +46,9 @@ def targets_of(outputs: Tensor, target: Any, default: int | None = None) -> list
 def output_number(name: str, value: Any, outputs: int) -> int:
     """`value` as an output of a model with so many of them. Raises InputError, with the argument's name, on anything else."""
     try:
-        k = int(value)
-        whole = k == float(value)
-    except (TypeError, ValueError, OverflowError):
-        whole = False
-    if not whole:
-        raise InputError(f"{name}={value!r} is no output number; give an int in 0 … {outputs - 1}.")
+        k = whole(name, value)
+    except InputError:
+        raise InputError(f"{name}={value!r:.60} is no output number; give an int in 0 … {outputs - 1}.") from None
     if not 0 <= k < outputs:
         raise InputError(f"{name}={k} is not one of the model's outputs 0 … {outputs - 1}.")
     return k
@@ -66,7 +65,9 @@ def check_inputs(inputs: Any) -> Tensor:
 
 def references_of(baselines: float | Tensor, x: Tensor) -> Array:
     """One baseline per input, in the shape of x (n, *shape)."""
-    given = torch.as_tensor(baselines, dtype=x.dtype).detach().cpu()
+    given = numbers("baselines", baselines)
+    if not bool(torch.isfinite(given).all()):
+        raise InputError("baselines: holds a value that is not finite; replace it.")
     try:
         return np.asarray(torch.broadcast_to(given, x.shape).numpy())
     except RuntimeError:

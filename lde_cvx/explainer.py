@@ -23,7 +23,7 @@ from formulations.sets import ConvexSet, Everything
 from lde_cvx.attribution import check_inputs, references_of, targets_of
 from lde_cvx.confirm import confirmed
 from lde_cvx.explanation import Explanation
-from lde_cvx.inputs import Batch, check_inside, read_batch
+from lde_cvx.inputs import Batch, check_inside, check_names, check_options, read_batch
 from lde_cvx.linearised import Linearised, nearest_linearised
 from lde_cvx.methods import DUAL, SEARCHES, known
 from lde_cvx.model_files import checker_network
@@ -91,12 +91,7 @@ class LagrangeDualExplainer:
         check_order(order, temperature)
         if target is not None and decision is not None:
             raise InputError(f"target={target} and a decision were both given; a decision names its own rivals, leave one of the two out.")
-        if time_limit is not None and not time_limit > 0:
-            raise InputError(f"time_limit={time_limit} must be positive; leave it out for no limit.")
-        if jobs < 1:
-            raise InputError(f"jobs={jobs} must be at least 1.")
-        if constraints is not None and not isinstance(constraints, ConvexSet) and not callable(constraints):
-            raise InputError(f"constraints: got {type(constraints).__name__}; give a convex set, a function x0 -> set, or None.")
+        check_options(target=target, decision=decision, constraints=constraints, time_limit=time_limit, jobs=jobs, seed=seed)
         self.model = float64_copy(model, device)
         self.norm, self.constraints, self.method, self.order, self.temperature = Norm.of(norm), constraints, method, order, temperature
         self.target, self.decision, self.time_limit, self.device, self.seed = target, decision, time_limit, device, seed
@@ -115,6 +110,7 @@ class LagrangeDualExplainer:
         that cannot be bounded.
         """
         batch = read_batch(self.model, x0, self.place)
+        check_names(self.feature_names, batch)
         decisions = self.decisions_of(batch)
         if progress is not None:
             explanations = self.explain_batch(batch, decisions, progress)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from formulations.errors import InputError
+from formulations.given import array
 from formulations.norms import Array, Norm
 from verification.checker import Verdict
 from verification.validity import Validity
@@ -126,9 +127,12 @@ class Explanation:
         its value does, so a feature that already equals its reference has none. The row is a minorant near x0 only: a reading, not a bound, when r is far.
         Zeros where `scores` are. Raises InputError on a reference that does not broadcast to the input's shape.
         """
+        given = array("reference", reference)
+        if not np.isfinite(given).all():
+            raise InputError("reference: holds a value that is not finite; replace it.")
         try:
-            step = self.x0 - np.broadcast_to(np.asarray(reference, dtype=float), self.x0.shape)
-        except (TypeError, ValueError):
+            step = self.x0 - np.broadcast_to(given, self.x0.shape)
+        except ValueError:
             raise InputError(
                 f"reference: shape {np.shape(reference)} does not fit the input's {self.x0.shape}; give one input, or a number."
             ) from None

@@ -9,10 +9,10 @@ from torch import nn
 
 from formulations.norms import Norm
 from formulations.support import Region
-from verification.lirpa.sigmoids import SIGMOID, TANH
 from verification.lirpa import BoundEngine
-from verification.radius import certified_radius
 from verification.lirpa.curves import Curve
+from verification.lirpa.sigmoids import SIGMOID, TANH
+from verification.radius import certified_radius
 
 
 @pytest.mark.parametrize(("curve", "function"), [(TANH, torch.tanh), (SIGMOID, torch.sigmoid)])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from formulations.errors import InputError
+from formulations.given import whole
 from formulations.norms import Array
 
 
@@ -68,7 +69,7 @@ class Decision:
     @staticmethod
     def threshold(output: int, tau: float, outputs: int, *, above: bool = True) -> Decision:
         """f_output stays above (or below) tau."""
-        o = _index("output", output, outputs)
+        o, tau = _index("output", output, outputs), _level("tau", tau)
         row = np.zeros((1, outputs))
         row[0, o] = 1.0 if above else -1.0
         return Decision(
@@ -79,8 +80,8 @@ class Decision:
     @staticmethod
     def pair(winner: int, rival: int, classes: int, *, epsilon: float = 0.0) -> Decision:
         """Class `winner` stays more than epsilon ahead of class `rival`."""
-        base = Decision.rival(winner, rival, classes)
-        return Decision(base.rows, np.array([-float(epsilon)]), base.rivals, f"{base.label} by {epsilon:g}", "pair")
+        base, epsilon = Decision.rival(winner, rival, classes), _level("epsilon", epsilon)
+        return Decision(base.rows, np.array([-epsilon]), base.rivals, f"{base.label} by {epsilon:g}", "pair")
 
     @staticmethod
     def band(low: float, high: float, *, output: int = 0, outputs: int = 1) -> Decision:
@@ -100,6 +101,13 @@ class Decision:
 
 
 def _index(name: str, value: int, size: int) -> int:
-    if not 0 <= int(value) < size:
-        raise InputError(f"Decision: {name}={value} is not one of the model's outputs 0 … {size - 1}.")
-    return int(value)
+    k = whole(f"Decision: {name}", value)
+    if not 0 <= k < size:
+        raise InputError(f"Decision: {name}={k} is not one of the model's outputs 0 … {size - 1}.")
+    return k
+
+
+def _level(name: str, value: float) -> float:
+    if not np.isfinite(value):
+        raise InputError(f"Decision: {name}={value} is not finite; give a number.")
+    return float(value)

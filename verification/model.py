@@ -31,16 +31,70 @@ def float64_copy(model: nn.Module, device: torch.device | str | None = None) -> 
         twin = copy.deepcopy(model)
     except Exception as error:  # modules may hold anything
         raise InputError(f"model: {type(model).__name__} cannot be copied ({error}); detach what it holds.") from error
-    twin = twin.double().eval().requires_grad_(False)
+    try:
+        twin = twin.double().eval().requires_grad_(False)
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # torch.jit's modules, weights without storage
+        raise InputError(
+            f"model: {type(model).__name__} cannot be run in float64 ({str(error).splitlines()[0]:.80}); give the plain module with its weights."
+        ) from error
     for child in list(twin.modules()):
         for key, inner in list(child.named_children()):
             if isinstance(inner, _DROPOUT):
                 setattr(child, key, nn.Identity())
+    for name, layer in twin.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+            raise InputError(
+                f"model: layer '{name}' (batch norm without statistics) answers an input differently in other company; give it statistics."
+            )
     for name, weight in twin.state_dict().items():
+        if weight.is_meta:
+            raise InputError(f"model: {name} has no storage (device 'meta'); load the weights first.")
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise InputError(f"model: {name} holds a value that is not finite; train it again or repair the file.")
     where = device if device is not None else next((p.device for p in twin.parameters()), torch.device("cpu"))
-    return twin.to(where)
+    try:
+        return twin.to(where)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise InputError(
+            f"device={str(device)!r} cannot be used ({str(error).splitlines()[0]:.100}); leave it out for the model's own."
+        ) from error
+
+
+def numbers(name: str, given: ArrayLike | Tensor, device: torch.device | str | None = None) -> Tensor:
+    """`given` as a dense float64 tensor of its own, without gradient. Raises InputError on what holds no real numbers."""
+    try:
+        if isinstance(given, Tensor):
+            held = given.detach()
+            held = (held if held.layout == torch.strided else held.to_dense()).to(device="cpu" if device is None else device)
+            if held.is_complex():
+                raise TypeError("complex numbers")
+            return held.to(torch.float64, copy=True)
+        array = np.asarray(given)
+        if given is None or array.dtype.kind in "cSUmM":
+            raise TypeError(f"no real numbers: {array.dtype}")
+        return torch.as_tensor(np.array(array, dtype=np.float64), device=device)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        raise InputError(
+            f"{name}: {type(given).__name__} holds something that is not a number, or a complex one; give a numeric array or tensor."
+        ) from None
+
+
+def check_alone(model: nn.Module, x: Tensor) -> None:
+    """Raises InputError unless f(x_i) is a matter of x_i alone: the first input's answer must not move with its company, nor from call to call.
+
+    Bounds, witnesses and certificates are about a function of one input. Both calls have the same shape, so that rounding is the same in both.
+    """
+    first = x[:1]
+    try:
+        with torch.no_grad():
+            y, again = (model(torch.cat([first, company]))[0] for company in (first, first + 1))
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError):
+        return  # what the model does not take, or does not answer with, is told elsewhere
+    if not torch.allclose(y, again, rtol=1e-9, atol=1e-9 * float(y.nan_to_num().abs().max()), equal_nan=True):
+        raise InputError(
+            f"model: {type(model).__name__} answers an input differently in other company or at the next call "
+            f"(by {float((y - again).abs().max()):.3g}); remove what looks at the batch (batch norm without statistics) or draws random numbers."
+        )
 
 
 def batch_of(x0: ArrayLike | Tensor, shape: tuple[int, ...] | None, device: torch.device | str | None = None) -> Tensor:
@@ -48,7 +102,9 @@ def batch_of(x0: ArrayLike | Tensor, shape: tuple[int, ...] | None, device: torc
 
     Raises InputError on a shape that does not fit, and on the first NaN or infinity.
     """
-    x = torch.as_tensor(np.asarray(x0.detach().cpu() if isinstance(x0, Tensor) else x0, dtype=np.float64).copy(), device=device)
+    x = numbers("x0", x0, device)
+    if x.ndim == 0:
+        raise InputError(f"x0: is one number ({float(x):g}); give inputs as (n, features).")
     if shape is None:
         x = x[None] if x.ndim == 1 else x
     elif tuple(x.shape) == shape or (x.ndim == 1 and x.numel() == prod(shape)):
@@ -76,6 +132,10 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise InputError(f"model: answers {got} for {len(x)} inputs; it must answer (n, outputs).")
+    if y.dtype != x.dtype:
+        raise InputError(
+            f"model: answers {str(y.dtype)[6:]} for {str(x.dtype)[6:]} inputs; take out the cast, a float64 copy of it is run."
+        )
     return y
 
 

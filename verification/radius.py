@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from formulations.errors import InputError
+from formulations.given import array, whole
 from formulations.norms import INF, Array, GroupNorm, Norm
 from formulations.pieces import CustomPiece, Part
 from formulations.programs import min_norm, relative_parts
@@ -83,7 +84,10 @@ def certified_radius(
     """
     begun, norm = time.monotonic(), Norm.of(norm)
     how, name = _named(method)
+    known = _limits(max_passes, tolerance, seconds, upper)
     engine, x, y = _network(model, x0, device)
+    if known is not None and known.shape != (len(x),):
+        raise InputError(f"upper: has shape {known.shape} for {len(x)} inputs; give the distance of one witness each.")
     chain = dual_chain(engine, norm, constraints) if how is None else None
     before = engine.passes
     plain = None
@@ -111,7 +115,7 @@ def certified_radius(
     else:
         guess, search_region = linear.amin(1), region
     part = START_INTERVALS if how is BoundMethod.CROWN_IBP else START
-    start = _start(part, guess, x[owner], None if upper is None else np.asarray(upper, dtype=float)[owner.cpu().numpy()])
+    start = _start(part, guess, x[owner], None if known is None else known[owner.cpu().numpy()])
     if plain is not None:
         start = _after(plain, torch.nonzero(real).tolist() if per_rival else None, start)
     search: RadiusSearch | DualSearch
@@ -176,6 +180,17 @@ def _network(
     engine = BoundEngine(model, tuple(x.shape[1:]), device)
     x = x.to(engine.device)
     return engine, x, outputs(engine.model, x)
+
+
+def _limits(max_passes: int, tolerance: float, seconds: float | None, upper: ArrayLike | None) -> Array | None:
+    """`upper` as an array. Raises InputError on limits that no search can keep."""
+    if whole("max_passes", max_passes) < 1:
+        raise InputError(f"max_passes={max_passes} must be at least 1.")
+    if not tolerance >= 0:
+        raise InputError(f"tolerance={tolerance} must be a number ≥ 0, such as {TOLERANCE}.")
+    if seconds is not None and not seconds > 0:
+        raise InputError(f"seconds={seconds} must be positive; leave it out for no limit.")
+    return None if upper is None else np.atleast_1d(array("upper", upper))
 
 
 def _start(part: float, linear: Tensor, x: Tensor, upper: Array | None) -> Tensor:

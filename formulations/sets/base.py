@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
+from formulations.given import array
 from formulations.norms import INF, Array
 from formulations.pieces import CustomPiece, Part, bounding_box
 
@@ -156,7 +157,7 @@ def on_input(on: str) -> str:
 
 def vector(name: str, values: ArrayLike, *, allow_infinite: bool = False) -> Array:
     """A read-only float array (d,) or 0-d; raises InputError that names the first NaN (or infinite) entry."""
-    v = np.array(values, dtype=float)
+    v = array(name, values)
     bad = np.flatnonzero(np.isnan(v.ravel()) if allow_infinite else ~np.isfinite(v.ravel()))
     if len(bad):
         raise InputError(f"{name}[{bad[0]}]={v.ravel()[bad[0]]} is not {'a number' if allow_infinite else 'finite'}; replace it.")
@@ -166,7 +167,10 @@ def vector(name: str, values: ArrayLike, *, allow_infinite: bool = False) -> Arr
 
 def level(name: str, value: float) -> float:
     """A finite, non-negative number such as a radius or a budget."""
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
     if not (np.isfinite(number) and number >= 0):
-        raise InputError(f"{name}={value} must be finite and ≥ 0; to allow everything, leave the constraint out.")
+        raise InputError(f"{name}={value!r:.60} must be finite and ≥ 0; to allow everything, leave the constraint out.")
     return number

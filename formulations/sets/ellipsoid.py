@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
+from formulations.given import array
 from formulations.norms import INF, Norm
 from formulations.pieces import BallPiece, Part
 from formulations.sets.base import ConvexSet, level, on_input, vector
@@ -22,7 +23,7 @@ class Ellipsoid(ConvexSet):
 
     def __init__(self, center: ArrayLike, L: Any, radius: float, *, on: str = "input", name: str = "ellipsoid") -> None:
         self.center, self.radius = vector("Ellipsoid: center", center).ravel(), level("Ellipsoid: radius", radius)
-        self.L = sp.csr_matrix(L, dtype=float)
+        self.L = sp.csr_matrix(L if sp.issparse(L) else np.atleast_2d(array("Ellipsoid: L", L)), dtype=float)
         vector("Ellipsoid: L", self.L.data)
         self.dim = len(self.center)
         if self.L.shape[1] != self.dim:
@@ -40,7 +41,9 @@ class Ellipsoid(ConvexSet):
         """
         from sklearn.covariance import LedoitWolf
 
-        data = np.asarray(X, dtype=float)
+        data = vector("Ellipsoid.from_data: X", X)
+        if data.ndim != 2:
+            raise InputError(f"Ellipsoid.from_data: X has shape {data.shape}; give (rows, features).")
         flat = np.flatnonzero(data.std(axis=0) == 0)
         if len(flat):
             raise InputError(f"Ellipsoid.from_data: column {flat[0]} is constant; drop it or freeze it with a constraint.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
+from formulations.given import array
 from formulations.norms import Array
 from formulations.pieces import Part, RowsPiece
 from formulations.sets.base import ConvexSet, on_input, vector
@@ -31,11 +33,13 @@ class Polytope(ConvexSet):
         name: str = "polytope",
         rows: tuple[str, ...] = (),
     ) -> None:
+        if equal is not None and not (isinstance(equal, Sequence) and len(equal) == 2):
+            raise InputError(f"Polytope: equal={equal!r:.60} is no pair; give equal=(E, e) with E z = e.")
         blocks = []
         for label, matrix, right, equality in (("G", G, h, False), ("E", *(equal or (None, None)), True)):
             if matrix is None:
                 continue
-            M = sp.csr_matrix(np.atleast_2d(matrix) if not sp.issparse(matrix) else matrix, dtype=float)
+            M = sp.csr_matrix(matrix if sp.issparse(matrix) else np.atleast_2d(_rows(label, matrix)), dtype=float)
             r = np.atleast_1d(vector("Polytope: right-hand side", () if right is None else right)).ravel()
             vector(f"Polytope: {label}", M.data)
             if M.shape[0] != len(r):
@@ -68,3 +72,10 @@ class Polytope(ConvexSet):
 
     def __repr__(self) -> str:
         return f"Polytope({sum(b.G.shape[0] for b in self.blocks)} rows, d={self.dim})"
+
+
+def _rows(label: str, matrix: Any) -> Array:
+    rows = array(f"Polytope: {label}", matrix)
+    if rows.ndim > 2:
+        raise InputError(f"Polytope: {label} has shape {rows.shape}; give (rows, features).")
+    return rows

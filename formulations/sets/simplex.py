@@ -6,6 +6,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
+from formulations.errors import InputError
+from formulations.given import whole
 from formulations.norms import Array
 from formulations.pieces import BoxPiece, Part, RowsPiece
 from formulations.sets.base import ConvexSet, level, on_input
@@ -16,7 +18,9 @@ class Simplex(ConvexSet):
     `name`, the free one of the sum under `name_sum`."""
 
     def __init__(self, dim: int, total: float = 1.0, *, on: str = "input", name: str = "simplex") -> None:
-        self.dim, self.total = int(dim), level("Simplex: total", total)
+        self.dim, self.total = whole("Simplex: dim", dim), level("Simplex: total", total)
+        if self.dim < 1:
+            raise InputError(f"Simplex: dim={dim} must be at least 1.")
         self.on, self.name = on_input(on), name
         self._row = sp.csr_matrix(np.ones((1, self.dim)))
 

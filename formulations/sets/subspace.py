@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
+from formulations.given import whole, wholes
 from formulations.norms import INF, Array
 from formulations.pieces import BoxPiece, Part, RowsPiece
 from formulations.sets.base import ConvexSet, vector
@@ -59,7 +60,8 @@ class Frozen(ConvexSet):
     on = "change"
 
     def __init__(self, features: Iterable[int], dim: int, *, name: str = "frozen") -> None:
-        index = np.unique(np.asarray(list(features), dtype=int))
+        index = np.unique(np.asarray(wholes("Frozen: features", features), dtype=int))
+        dim = whole("Frozen: dim", dim)
         if len(index) and not (index[0] >= 0 and index[-1] < dim):
             raise InputError(f"Frozen: feature {index[0] if index[0] < 0 else index[-1]} is not one of 0 … {dim - 1}.")
         self.features, self.dim, self.name = index, dim, name

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
+from formulations.given import wholes
 from formulations.norms import INF, GroupNorm, Norm
 from formulations.pieces import BallPiece, Part
 from formulations.sets.base import ConvexSet, level, on_input
@@ -23,7 +24,7 @@ class TotalVariation(ConvexSet):
     """
 
     def __init__(self, budget: float, shape: Sequence[int], *, isotropic: bool = False, on: str = "change", name: str = "tv") -> None:
-        self.budget, self.shape = level("TotalVariation: budget", budget), tuple(int(s) for s in shape)
+        self.budget, self.shape = level("TotalVariation: budget", budget), tuple(wholes("TotalVariation: shape", shape))
         if not 1 <= len(self.shape) <= 3 or min(self.shape) < 1:
             raise InputError(f"TotalVariation: shape={tuple(shape)} must be (length,), (height, width) or (channels, height, width).")
         self.dim = int(np.prod(self.shape))

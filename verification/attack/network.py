@@ -15,6 +15,7 @@ from torch import Tensor
 from formulations.errors import InputError
 from verification.attack.kinks import Bends, Kinks
 from verification.decision import Decision
+from verification.model import check_alone
 from verification.model import outputs as checked_outputs
 
 FLIP = 1e-10  # a margin this far below 0, relative to the outputs, stays below 0 in any order of summation
@@ -37,15 +38,19 @@ class Network:
         blocks = self._blocks(torch.zeros_like(self.x0), who)
         outputs = torch.cat([checked_outputs(self.model, z.view(-1, *self.shape))[:count] for z, _, count in blocks])
         self.m = outputs.shape[1]
+        wrong = torch.nonzero(~torch.isfinite(outputs).all(1))
+        if len(wrong):
+            raise InputError(f"find_witness: the outputs at input {int(wrong[0])} are not finite; there is no decision to flip.")
+        check_alone(self.model, self.x0.view(-1, *self.shape))
         if decisions is None:
             chosen = [Decision.classification(int(c), outputs.shape[1]) for c in outputs.argmax(1)]
         else:
             chosen = [decisions] * self.n if isinstance(decisions, Decision) else list(decisions)
         if len(chosen) != self.n:
             raise InputError(f"find_witness: {len(chosen)} decisions for {self.n} inputs; give one each, or one for all.")
-        wrong = next((c for c in chosen if c.rows.shape[1] != outputs.shape[1]), None)
-        if wrong is not None:
-            raise InputError(f"find_witness: a decision over {wrong.rows.shape[1]} outputs for a model with {outputs.shape[1]}.")
+        other = next((c for c in chosen if c.rows.shape[1] != outputs.shape[1]), None)
+        if other is not None:
+            raise InputError(f"find_witness: a decision over {other.rows.shape[1]} outputs for a model with {outputs.shape[1]}.")
         rows = max(len(c.rows) for c in chosen)
         width = max(int((c.rows != 0).sum(1).max()) for c in chosen)
         index, weight = np.zeros((self.n, rows, width), dtype=np.int64), np.zeros((self.n, rows, width))
@@ -108,7 +113,11 @@ class Network:
             at = who[lanes]
             k = self._read(outputs.detach(), at)[0].argmin(1)
             picked = outputs.gather(1, self.index[at, k]) * self.weight[at, k]
-            gradients = torch.autograd.grad(picked.sum(), [z, *kinks.outputs], allow_unused=True, materialize_grads=True)
+            about = [z, *kinks.outputs]
+            if picked.requires_grad:
+                gradients = torch.autograd.grad(picked.sum(), about, allow_unused=True, materialize_grads=True)
+            else:  # a network whose output does not depend on its input
+                gradients = tuple(torch.zeros_like(v) for v in about)
             pieces.append(outputs.detach()[:count])
             slopes.append(gradients[0][:count])
             weights.append(torch.cat([self.x0.new_zeros(count, 0), *(g.flatten(1)[:count] for g in gradients[1:])], 1))

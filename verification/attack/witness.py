@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InputError
+from formulations.given import whole
 from formulations.norms import INF, Array, Norm
 from formulations.programs import relative_parts
 from formulations.sets.base import FEASIBILITY, ConvexSet
@@ -63,6 +64,9 @@ def find_witness(
     Raises InputError on shapes that do not fit, numbers that are not finite, and decisions over another number of outputs.
     """
     begun, norm, budget = time.monotonic(), Norm.of(norm), budget or Budget()
+    if not isinstance(budget, Budget):
+        raise InputError(f"budget={budget!r:.60} is no budget; give Budget(forward, backward, seconds).")
+    seed = whole("seed", seed)
     twin = float64_copy(model, device)
     place = torch.device(device) if device is not None else next((p.device for p in twin.parameters()), torch.device("cpu"))
     inputs = batch_of(x0, None, place)

@@ -25,7 +25,7 @@ from verification.lirpa.compat import library
 from verification.lirpa.slopes import Inner, Slopes, activations, inner_slopes, round_slopes, slopes_of
 from verification.lirpa.translate import blame, convert, float64_default, forget
 from verification.minorant import Minorant
-from verification.model import float64_copy, outputs
+from verification.model import check_alone, float64_copy, outputs
 
 SLACK = 1e-11  # of |b| + Σ|a||x0| and the margin's size, taken off every row: float64 rounding of the passes, and the checker's bound of its own
 MEMORY = 1 << 30  # bytes of bound matrices in one chunk of inputs
@@ -74,6 +74,7 @@ class BoundEngine:
         self.input_shape, self.dim, self.memory, self.passes = tuple(input_shape), prod(input_shape), memory, 0
         probe = torch.linspace(-1, 1, 2 * self.dim, dtype=torch.float64, device=self.device).reshape(2, *self.input_shape)
         self.outputs = int(outputs(self.model, probe).shape[1])
+        check_alone(self.model, probe)
         self._bounded = convert(self.model, probe[:1])
         self._check_parity(probe)
         self._row_bytes = _bytes_per_input(self._bounded, self.dim)

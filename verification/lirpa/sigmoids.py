@@ -15,7 +15,6 @@ from torch import Tensor
 from verification.lirpa.compat import library
 from verification.lirpa.curves import Curve
 
-
 lib = library()
 
 
