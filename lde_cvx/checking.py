@@ -12,6 +12,7 @@ from formulations.errors import InputError
 from lde_cvx.manifest import NAME, Manifest, compare, read_manifest
 from lde_cvx.signing import is_signed_by
 from verification.checker import CheckReport, check_file
+from verification.checking.outward import down, up
 from verification.checking.text import FormatError, read
 
 
@@ -133,8 +134,8 @@ def _published(path: Path) -> tuple[str, str, str]:
         return "", "", ""
     label = {"inf": "ℓ∞", "group": "group"}.get(p, f"ℓ{p}") if isinstance(p, str) else "?"
     weighted = p != "group" and bool(record["norm"].get("weights"))
-    return f"weighted {label}" if weighted else label, _shown(lower), _shown(upper)
+    return f"weighted {label}" if weighted else label, _shown(lower, down), _shown(upper, up)
 
 
-def _shown(v: float) -> str:
-    return "∞" if math.isinf(v) else f"{v:.6g}"
+def _shown(v: float, side: Callable[[float, int], float]) -> str:
+    return "∞" if math.isinf(v) else f"{side(v, 6):.6g}"

@@ -20,6 +20,7 @@ from formulations.errors import InputError
 from formulations.given import array
 from formulations.norms import Array, Norm
 from verification.checker import Verdict
+from verification.checking.outward import down_words, up_words
 from verification.validity import Validity
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Explanation:
 
     def __repr__(self) -> str:
         return (
-            f"Explanation({self.norm.label}: {self.lower:.4g} ≤ distance ≤ {self.upper:.4g}, gap {self.gap:.1%}, target {self.target}, "
+            f"Explanation({self.norm.label}: {down_words(self.lower, 4)} ≤ distance ≤ {up_words(self.upper, 4)}, gap {self.gap:.1%}, target {self.target}, "
             f"linearised {self.linear_radius:.4g} ({self.linear_validity.name.lower()}){self._quadratic_words()}, {self.verdict.name})"
         )
 
@@ -193,7 +194,7 @@ class Explanation:
             for r in self.to_frame(8).itertuples()
         )
         return (
-            f"<div><b>{html.escape(self.norm.label)}: {self.lower:.4g} ≤ distance ≤ {self.upper:.4g}</b> &nbsp; gap {self.gap:.1%}<br>"
+            f"<div><b>{html.escape(self.norm.label)}: {down_words(self.lower, 4)} ≤ distance ≤ {up_words(self.upper, 4)}</b> &nbsp; gap {self.gap:.1%}<br>"
             f"{html.escape(self.decision.label)}; binding rival {self.target}<br>"
             f"linearised radius {self.linear_radius:.4g}: {self.linear_validity.name.lower()}{self._quadratic_words()} (not certified by themselves)<br>"
             f"{html.escape('; '.join(self.multiplier_words()))}<br>"

@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from verification.checking.outward import down_words, up_words
+
 if TYPE_CHECKING:
     from lde_cvx.explanation import Explanation
 
@@ -149,7 +151,7 @@ def plot_scores(explanation: Explanation, top: int = 10) -> Figure:
         ax.set_yticks(range(len(frame)), [_short(str(f)) for f in frame["feature"]])
         ax.set_ylim(len(frame) - 0.4, -0.6)
         ax.set_xlabel("sensitivity  λ·|a|")
-        ax.set_title(f"{explanation.norm.label}: {explanation.lower:.4g} ≤ distance ≤ {explanation.upper:.4g}")
+        ax.set_title(f"{explanation.norm.label}: {down_words(explanation.lower, 4)} ≤ distance ≤ {up_words(explanation.upper, 4)}")
         ax.grid(axis="x", color=GRID)
         ax.set_axisbelow(True)
         return fig

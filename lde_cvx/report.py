@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from lde_cvx import fixed_words, plots
+from verification.checking.outward import down, up
 
 VERDICT_WORDS = {
     "BRACKETED": "bracketed",
@@ -38,7 +39,7 @@ class Bracket:
 def render(summary: Mapping[str, Any]) -> str:
     """The HTML of an audit's summary (see `lde_cvx.audit.AuditResult.summary`)."""
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(num=number, pct=percent, words=lambda v: VERDICT_WORDS.get(v, v))
+    env.filters.update(num=number, pct=percent, low=lower, high=upper, part=share, words=lambda v: VERDICT_WORDS.get(v, v))
     folder = files("lde_cvx.templates")
     template = env.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     rows = [r for a in summary["applicants"] for r in a["rows"]]
@@ -68,6 +69,21 @@ def number(value: float | None, digits: int = 4) -> str:
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
     text = f"{value:.{digits - 1}e}" if decimals > digits + 3 or decimals < -3 else f"{value:.{max(decimals, 0)}f}"
     return text.replace("-", "−")
+
+
+def lower(value: float, digits: int = 4) -> str:
+    """A lower bound in figures, cut off: what is printed is certified too."""
+    return number(down(value, digits), digits)
+
+
+def upper(value: float, digits: int = 4) -> str:
+    """An upper bound in figures, raised."""
+    return number(up(value, digits), digits)
+
+
+def share(value: float) -> str:
+    """A certified share as a whole percentage, cut off."""
+    return f"{math.floor(100 * value)} %"
 
 
 def percent(value: float | None, digits: int = 1) -> str:

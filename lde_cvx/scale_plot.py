@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lde_cvx.plots import GRID, LOWER, MUTED, PANEL, STYLE, UPPER
+from verification.checking.outward import down_words, up_words
 from verification.scales import MultiScale, RowKind
 
 _LINES: dict[RowKind, dict[str, Any]] = {
@@ -35,9 +36,11 @@ def scale_plot(record: MultiScale, *, upper: float | None = None) -> Figure:
         if np.isfinite(record.lower):
             at = min(record.chosen.scale, top)
             ax.plot([at], [record.lower], marker="o", markersize=11, markerfacecolor="none", color=LOWER, linestyle="none")
-            ax.annotate(f"certified {record.lower:.3g}", (at, record.lower), textcoords="offset points", xytext=(8, -14), color=LOWER)
+            ax.annotate(
+                f"certified {down_words(record.lower, 3)}", (at, record.lower), textcoords="offset points", xytext=(8, -14), color=LOWER
+            )
         if upper is not None and np.isfinite(upper):
-            ax.axhline(upper, color=UPPER, linewidth=1.2, label=f"witness {upper:.3g}")
+            ax.axhline(upper, color=UPPER, linewidth=1.2, label=f"witness {up_words(upper, 3)}")
         ax.set(xlabel="scale r: the radius on which the row is taken", ylabel="distance that the row says")
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)

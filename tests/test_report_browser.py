@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from lde_cvx import fixed_words
-from lde_cvx.report import bracket, number, render
+from lde_cvx.report import bracket, lower, number, render, share, upper
 from tests.audit_example import example_summary
+from verification.checking.outward import down, up
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
@@ -146,3 +148,21 @@ def test_the_drawing_of_a_row_stays_inside() -> None:
             assert 0 <= b.lower <= 100
             assert b.lower + b.open <= 100.0001
             assert b.linear is None or 0 <= b.linear <= 100
+
+
+@pytest.mark.parametrize("value", [0.45978715041274343, 1.0, 2.0 / 3, 123456.7, 3.14159e-7, 9.9999999, 1e300, 5e-324])
+def test_bounds_in_print_are_bounds(value: float) -> None:
+    """0.459787… is certified, 0.4598 is not."""
+    for digits in (2, 3, 4, 6):
+        assert 0 < down(value, digits) * (1 - 1e-15) <= value <= up(value, digits) * (1 + 1e-15)
+        assert up(value, digits) - down(value, digits) <= 1.001 * 10.0 ** (1 - digits) * value or value < 1e-300
+    assert float(lower(value).replace("−", "-")) <= value * (1 + 1e-15)
+    assert float(upper(value).replace("−", "-")) >= value * (1 - 1e-15)
+
+
+def test_exact_figures_and_no_figures_stay() -> None:
+    for value in (0.0, math.inf, 0.25, 12.5):
+        assert down(value, 4) == up(value, 4) == value
+    assert lower(0.45978715041274343) == "0.4597"
+    assert upper(0.539146860684297) == "0.5392"
+    assert share(0.999) == "99 %"

@@ -27,6 +27,7 @@ from verification import checker
 from verification.certificate_format import FORMAT, VERSION, parse
 from verification.checker import CheckReport, CheckStatus, Verdict
 from verification.checking.claims import FEASIBILITY
+from verification.checking.outward import down_words, up_words
 from verification.checking.text import FormatError, canonical, input_hash, read
 from verification.evidence import (
     CellEvidence,
@@ -162,7 +163,7 @@ class Certificate:
         return hash(self.sha256)
 
     def __repr__(self) -> str:
-        return f"Certificate({self.lower:.6g} ≤ distance ≤ {self.upper:.6g}, {self.verdict.name}, sha256 {self.sha256[:12]}…)"
+        return f"Certificate({down_words(self.lower, 6)} ≤ distance ≤ {up_words(self.upper, 6)}, {self.verdict.name}, sha256 {self.sha256[:12]}…)"
 
     # ------------------------------------------------------------------------------------------------------------- files and checks
 

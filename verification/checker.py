@@ -34,6 +34,7 @@ from typing import Any
 from verification.certificate_format import parse
 from verification.checking.claims import claims, contradictions, statements
 from verification.checking.document import Verdict
+from verification.checking.outward import down_words, up_words
 from verification.checking.rationals import bound_down, least
 from verification.checking.text import MAX_BYTES, FormatError, read, self_hash
 from verification.checking.theorem import row_bounds
@@ -142,7 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for f in given.files:
         report = check_file(f, level=given.level, model=given.model, model_sha256=given.model_sha256)
         seen.add(report.status)
-        claim = f"  [{report.lower:g}, {report.upper:g}] {report.verdict.name}" if report.verdict and report.ok else ""
+        claim = (
+            f"  [{down_words(report.lower, 6)}, {up_words(report.upper, 6)}] {report.verdict.name}" if report.verdict and report.ok else ""
+        )
         print(f"{f}: {report}{claim}", flush=True)
     return 1 if CheckStatus.INVALID in seen else 2 if CheckStatus.CANNOT_DECIDE in seen else 0
 

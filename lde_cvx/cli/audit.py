@@ -46,7 +46,7 @@ def command(
 
 def table(result: AuditResult) -> Table:
     """One line per applicant and norm, narrow enough for 80 columns."""
-    from lde_cvx.report import number, percent
+    from lde_cvx.report import lower, number, percent, upper
 
     shown = Table(title=str(result.summary["title"]), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.caption, shown.caption_justify = "✓ certified  ✗ refuted  ? unknown", "left"
@@ -58,7 +58,7 @@ def table(result: AuditResult) -> Table:
         name = r.id.removeprefix("applicant-") if r.id != last else ""
         last = r.id
         shown.add_row(
-            name, r.norm_label, number(r.lower), number(r.upper), percent(r.gap, 0), f"{number(r.linear_radius)} {VALIDITY[r.linear_validity]}",
+            name, r.norm_label, lower(r.lower), upper(r.upper), percent(r.gap, 0), f"{number(r.linear_radius)} {VALIDITY[r.linear_validity]}",
             number(r.multiplier, 3), VERDICTS[r.verdict], "[green]valid[/]" if r.check == "valid" else "[red]FAILED[/]",
         )  # fmt: skip
     return shown

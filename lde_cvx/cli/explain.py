@@ -12,6 +12,7 @@ from rich.table import Table
 
 from formulations.errors import InputError
 from lde_cvx.cli.common import err, out
+from verification.checking.outward import down, down_words, up_words
 
 if TYPE_CHECKING:
     from formulations.norms import Array
@@ -92,10 +93,13 @@ def show(e: Explanation, top: int) -> None:
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for key, words in (
         ("decision", e.decision.label),
-        ("distance", f"{e.lower:.6g} ≤ {e.norm.label} ≤ {e.upper:.6g}   (gap {e.gap:.1%})"),
+        ("distance", f"{down_words(e.lower, 6)} ≤ {e.norm.label} ≤ {up_words(e.upper, 6)}   (gap {e.gap:.1%})"),
         ("verdict", f"{e.verdict.name}: {e.verdict.value}"),
         ("binding rival", str(e.target)),
-        ("linearised", f"{e.linear_radius:.6g}, {e.linear_validity.name.lower()}; certified up to {e.linear_certified_fraction:.0%} of it"),
+        (
+            "linearised",
+            f"{e.linear_radius:.6g}, {e.linear_validity.name.lower()}; certified up to {down(e.linear_certified_fraction, 2):.0%} of it",
+        ),
         *(("λ", words) for words in e.multiplier_words()),
     ):
         facts.add_row(f"[bold]{key}[/]", words)
