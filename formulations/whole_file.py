@@ -17,6 +17,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     The draft's name starts with a dot and ends in `.part`: what a killed process leaves is not taken for a file. Raises InputError where the file cannot be written.
     """
     target = Path(path)
+    if not target.name or target.is_dir():
+        raise InputError(f"{target}: cannot be written (Is a directory); name a file in it.")
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         yield draft

@@ -22,19 +22,19 @@ from lde_cvx import report
 from lde_cvx.auditing.case import Case, applicant_id, norm_name, prepare
 from lde_cvx.auditing.record import AuditRow, from_json, to_json
 from lde_cvx.auditing.rows import audit_row
-from lde_cvx.auditing.summary import results_csv, summarise
+from lde_cvx.auditing.summary import MODEL, results_csv, summarise
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.manifest import NAME as MANIFEST
 from lde_cvx.manifest import write_manifest
 from lde_cvx.methods import SEARCHES
 from lde_cvx.models import one_thread, save_model
 from verification.certificate import Certificate
+from verification.checker import CheckStatus, check_file
 from verification.checking.text import self_hash
 
 __all__ = ["AuditResult", "Case", "prepare", "run_audit"]
 
 CHUNK = 15  # applicants that are bounded together; also what an interruption can lose
-MODEL = "model.safetensors"
 REPORTS = ("report.html", "summary.json", "results.csv", MODEL, MANIFEST)
 
 Tell = Callable[[str, int, int], None]
@@ -66,18 +66,26 @@ def run_audit(case: Case, folder: Path, tell: Tell = lambda *_: None) -> AuditRe
         rows = [row for norm in case.norms for row in certify(case, norm, certificates, tell)]
     order = [norm_name(norm) for norm in case.norms]
     rows.sort(key=lambda r: (r.data_row, order.index(r.norm)))
+    save_model(case.trained.model, folder / MODEL)
     checked = []
     for k, row in enumerate(rows):
-        found = Certificate.load(folder / row.certificate).check(case.trained.model)
-        checked.append(replace(row, check="valid" if found.ok else str(found)))
+        checked.append(checked_again(row, folder, case))
         tell("checking certificates", k + 1, len(rows))
     summary = summarise(case, checked, folder, time.monotonic() - begun)
     write(folder / "results.csv", results_csv(checked))
     write(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write(folder / "report.html", report.render(summary))
-    save_model(case.trained.model, folder / MODEL)
     write_manifest(folder, [folder / row.certificate for row in checked], folder / MODEL, f"lde audit {case.name}")
     return AuditResult(folder, tuple(checked), summary)
+
+
+def checked_again(row: AuditRow, folder: Path, case: Case) -> AuditRow:
+    """The row with what the checker says of its file: level A and the outputs, then level B from the model file; `level` is the highest one passed."""
+    path = folder / row.certificate
+    found = Certificate.load(path).check(case.trained.model)
+    derived = check_file(path, level="B", model=folder / MODEL) if found.ok else found
+    ok = found.ok and derived.status is not CheckStatus.INVALID  # what level B cannot decide, level A still holds of
+    return replace(row, check="valid" if ok else str(derived), level=("B" if derived.ok else "A") if ok else "")
 
 
 # ---- certificates ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ CERTIFIED: tuple[tuple[str, str], ...] = (
     (
         "Lower bound",
         "No allowed change smaller than the lower bound flips the decision of this network. The margin rows behind it come from a float64 bound pass "
-        "over the stated set; the bound itself is evaluated again from the certificate's rows and multipliers by weak duality, without a solver.",
+        "over the stated set; the bound itself is evaluated again from the certificate's rows and multipliers by weak duality, without a solver. Where the "
+        "check says level B, the rows too were derived again from the weights of the model file, in outward-rounded arithmetic.",
     ),
     (
         "Upper bound",
@@ -31,7 +32,8 @@ NOT_CERTIFIED: tuple[tuple[str, str], ...] = (
     ),
     (
         "Rounding inside the bound pass",
-        "The bound pass that produces the margin rows runs in float64 and is not outward rounded. The weak-duality evaluation is.",
+        "The bound pass that produces the margin rows runs in float64 and is not outward rounded. The weak-duality evaluation is. "
+        "Certificates checked at level B do not rest on that pass; certificates checked at level A alone do.",
     ),
     (
         "Integers and one-hot choices",

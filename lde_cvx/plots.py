@@ -59,12 +59,14 @@ def interval_plot(rows: Sequence[Row]) -> Figure:
 
 def _interval(ax: Any, y: int, r: Row, right: float) -> None:
     low = r["lower"] if _finite(r["lower"]) else right
+    if r.get("check", "valid") != "valid":  # a certificate that failed its check certifies nothing
+        low = 0.0
     high = r["upper"] if _finite(r["upper"]) else right
     ax.plot([0, low], [y, y], color=LOWER, lw=5.5, solid_capstyle="butt", alpha=0.9)
     ax.plot([low, high], [y, y], color=RANGE, lw=5.5, solid_capstyle="butt")
     if _finite(r["upper"]):
         ax.plot([high], [y], marker="|", ms=9, mew=2, color=UPPER)
-    elif r["verdict"] == "CERTIFIED_UNREACHABLE":
+    elif r["verdict"] == "CERTIFIED_UNREACHABLE" and low > 0:
         ax.plot([right * 0.985], [y], marker=">", ms=6, color=LOWER, clip_on=False)
     if _finite(r["linear_radius"]):
         face = {"certified": INK, "refuted": "white"}.get(r["linear_validity"], "#a9b4bf")

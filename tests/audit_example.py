@@ -50,7 +50,7 @@ def example_summary(applicants: int = 8) -> dict[str, Any]:
     return {
         "schema": "lde-audit/1", "version": "0.1.0", "report_id": "0123456789ab", "created_utc": "2026-11-22 06:00 UTC",
         "title": "Certified audit of declined credit applications", "subtitle": "How far is each declined applicant from approval?",
-        "duration_words": "41 s", "checks": {"checked": 2 * applicants, "failed": 0}, "score_name": "P(bad)",
+        "duration_words": "41 s", "checks": {"checked": 2 * applicants, "failed": 0, "level_B": 2 * applicants}, "score_name": "P(bad)",
         "norms": [{"name": "l1", "label": "ℓ1", "mean_ratio": 0.93, "bracketed": applicants - 2},
                   {"name": "l2", "label": "ℓ2", "mean_ratio": 0.91, "bracketed": applicants - 2}],
         "totals": {"verdicts": {"BRACKETED": 2 * (applicants - 2), "CERTIFIED_UNREACHABLE": 2, "LOWER_ONLY": 2}, "skipped": 0},

@@ -316,3 +316,29 @@ def test_the_whole_audit(tmp_path: Path) -> None:
     test_no_allowed_change_inside_the_radius_flips(case, result)
     for norm in result.summary["norms"]:
         assert norm["mean_ratio"] >= 0.8, "far below: some layer is bounded over the box hull"
+
+
+def test_rows_are_derived_again_from_the_model_file(small: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report says which level each file passed; what level B refutes has failed, and is drawn as certifying nothing."""
+    from dataclasses import replace
+
+    from lde_cvx.manifest import file_hash
+    from lde_cvx.plots import interval_plot
+    from verification.checker import CheckStatus
+
+    done = run_audit(small, tmp_path / "a")
+    assert [r.level for r in done.rows] == ["B"] * len(done.rows)
+    html = (done.folder / "report.html").read_text()
+    assert f"{len(done.rows)} of them at level B" in html
+    assert file_hash(done.folder / "model.safetensors") in html
+
+    def judged(status: CheckStatus) -> Any:
+        honest = check_file
+        monkeypatch.setattr(audit, "check_file", lambda *a, **k: replace(honest(*a, **k), status=status, reasons=("a reason",)))
+        return run_audit(small, tmp_path / status.name).rows
+
+    assert {(r.check, r.level) for r in judged(CheckStatus.CANNOT_DECIDE)} == {("valid", "A")}
+    refuted = judged(CheckStatus.INVALID)
+    assert {(r.check, r.level) for r in refuted} == {("invalid: a reason", "")}
+    drawn = interval_plot([r.to_dict() for r in refuted]).axes[0].lines[0]
+    assert list(drawn.get_xdata()) == [0, 0]

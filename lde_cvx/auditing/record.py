@@ -32,7 +32,7 @@ class AuditRow:
     lower, upper    certified lower bound and witnessed upper bound; infinite where none
     multiplier      λ of the binding margin row
     linear_*        the linearised radius (not certified), what is known of it, and the largest certified fraction of it
-    check           "valid", or what the checker said
+    check, level    "valid", or what the checker said; the highest level that passed, "B" or "A", "" where none did
     """
 
     id: str
@@ -54,6 +54,7 @@ class AuditRow:
     advice: str
     certificate: str
     check: str
+    level: str = ""
     reused: bool = False
 
     @property

@@ -19,8 +19,10 @@ import lde_cvx
 from formulations.semantic import Categorical, Numeric, Schema
 from lde_cvx.auditing.case import SCHEMA, Case, norm_name, source_sha256
 from lde_cvx.auditing.record import AuditRow
+from lde_cvx.manifest import file_hash
 from verification.certificate import Certificate, ModelRecord
 
+MODEL = "model.safetensors"
 METHOD_WORDS = {
     "branching": "branch and bound, after a crown pass",
     "exact": "branch and bound to the end, after a crown pass",
@@ -70,7 +72,8 @@ def summarise(case: Case, rows: Sequence[AuditRow], folder: Path, seconds: float
     return {
         "schema": SCHEMA, "version": lde_cvx.__version__, "report_id": case.key[:12], "created_utc": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "title": config.title, "subtitle": config.subtitle, "duration_words": f"{seconds:.0f} s" + (f", {reused} certificates re-used" if reused else ""),
-        "seconds": seconds, "checks": {"checked": len(rows), "failed": sum(r.check != "valid" for r in rows)}, "score_name": f"P({declined})",
+        "seconds": seconds, "checks": {"checked": len(rows), "failed": sum(r.check != "valid" for r in rows), "level_B": sum(r.level == "B" for r in rows)},
+        "score_name": f"P({declined})",
         "norms": norms, "totals": {"verdicts": dict(Counter(r.verdict for r in rows)), "skipped": len(case.skipped), "reused": reused},
         "question": [
             ("Decision", f"the network answers “{declined}” (declined); it stands while the output “{declined}” stays ahead of {other}"),
@@ -82,7 +85,8 @@ def summarise(case: Case, rows: Sequence[AuditRow], folder: Path, seconds: float
         "constraints": constraint_words(case.schema), "applicants": people, "skipped": list(case.skipped),
         "model": [
             ("Kind", f"multilayer perceptron {'-'.join(map(str, [case.schema.dim, *sizes]))}, ReLU, trained here on one thread"),
-            ("Weights sha256", ModelRecord.of(trained.model).sha256), ("Test accuracy", f"{trained.accuracy:.1%}"),
+            ("File", f"{MODEL}, sha256 {file_hash(folder / MODEL)}"), ("Weights sha256", ModelRecord.of(trained.model).sha256),
+            ("Test accuracy", f"{trained.accuracy:.1%}"),
             ("Train accuracy", f"{trained.train_accuracy:.1%}"), ("Test AUC", f"{trained.auc:.3f}"), ("Outputs", ", ".join(names)),
         ],
         "data": [

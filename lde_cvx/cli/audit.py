@@ -74,8 +74,9 @@ def say(result: AuditResult) -> None:
         out.print(
             f"{s['totals']['reused']} certificates of an earlier run of the same audit were re-used (same configuration, data, network and source)."
         )
+    c = s["checks"]
     out.print(
-        f"{s['checks']['checked'] - s['checks']['failed']} of {s['checks']['checked']} certificates checked again and valid; {s['seconds']:.0f} s."
+        f"{c['checked'] - c['failed']} of {c['checked']} certificates checked again and valid, {c['level_B']} at level B; {s['seconds']:.0f} s."
     )
     out.print(f"report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
 

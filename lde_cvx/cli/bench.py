@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,5 +32,19 @@ def command(
     """Measure, side by side in one run; print a table, write a CSV and a plot."""
     if name != "all" and name not in BENCHES:
         raise InputError(f"bench {name!r}: there is {', '.join(BENCHES)} and all.")
+    _usable(to, device)
     for each in BENCHES if name == "all" else (name,):
         importlib.import_module(f"lde_cvx.bench.{each}").bench(to, device=device, quick=quick, console=out)
+
+
+def _usable(to: Path, device: str) -> None:
+    """Raises InputError now rather than after an hour of measuring."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise InputError(f"--device {device}: cannot be used ({str(error).splitlines()[0]:.100}); cpu always can.") from None
+    to.mkdir(parents=True, exist_ok=True)
+    if not os.access(to, os.W_OK):
+        raise InputError(f"--out {to}: cannot be written to; name a folder that is writable.")

@@ -49,6 +49,8 @@ def command(
     """Explain one decision: certified distance, witness, sensitivities, and a certificate file."""
     if not to.parent.is_dir():
         raise InputError(f"--out {to}: the folder {to.parent} does not exist; create it first.")
+    if top < 0:
+        raise InputError(f"--top {top}: must not be negative.")
     if row < 0:
         raise InputError(f"--row {row}: rows are counted from 0.")
     inputs, names = read_inputs(data)
@@ -95,7 +97,7 @@ def show(e: Explanation, top: int) -> None:
         ("decision", e.decision.label),
         ("distance", f"{down_words(e.lower, 6)} ≤ {e.norm.label} ≤ {up_words(e.upper, 6)}   (gap {e.gap:.1%})"),
         ("verdict", f"{e.verdict.name}: {e.verdict.value}"),
-        ("binding rival", str(e.target)),
+        *([("binding rival", str(e.target))] if e.decision.kind in ("classification", "rival", "pair") else []),
         (
             "linearised",
             f"{e.linear_radius:.6g}, {e.linear_validity.name.lower()}; certified up to {down(e.linear_certified_fraction, 2):.0%} of it",
