@@ -27,6 +27,7 @@ from verification.checking.text import self_hash
 from verification.decision import Decision
 from verification.evidence import inner_slopes
 from verification.lirpa import BoundEngine
+from verification.publishing import published
 from verification.rechecking.bounds import Bounds
 from verification.rechecking.graph import Network
 from verification.rechecking.network import read_model
@@ -215,9 +216,7 @@ def forge(record: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> d
     """A forger's copy: the changed evidence, and the bounds that it proves."""
     out = copy.deepcopy(record)
     change(out)
-    from verification.certificate import _published
-
-    return _published(out)
+    return published(out)
 
 
 def raised(record: dict[str, Any], k: int, by: float) -> dict[str, Any]:
