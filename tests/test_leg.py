@@ -15,8 +15,8 @@ from scipy.optimize import linprog
 from formulations.errors import InputError
 from formulations.leg.grid import SCHEMES, Grid, Perturbation
 from formulations.leg.linear import solve_linear
-from formulations.leg.network import faces_of, solve_circulation
-from formulations.leg.program import LegProgram, circulation_value, theorem_level
+from formulations.leg.network import circulation_value, faces_of, solve_circulation
+from formulations.leg.program import LegProgram, theorem_level
 from lde_cvx.leg import LEG, LEGTV
 
 SHAPES = [(1, 6), (5, 1), (2, 2), (2, 5), (4, 3), (6, 7)]

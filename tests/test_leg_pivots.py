@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from formulations.errors import InputError
 from formulations.leg import program, simplex
 from formulations.leg.grid import Perturbation
-from formulations.leg.network import Circulation, faces_of
-from formulations.leg.pivots import AFTER, CHILD, DEPTH, DOWN, EDGE, FLOW, HEAD, ON, PARENT, PIECE, TAIL, UP
-from formulations.leg.program import LegProgram, circulation_value
+from formulations.leg.network import Circulation, circulation_value, faces_of
+from formulations.leg.pivots import FLOW, LEAST, MOST, PIECE
+from formulations.leg.program import LegProgram
+from formulations.leg.sides import both_sides, conserved
 from formulations.leg.simplex import NetworkSimplex
+from formulations.leg.tree import AFTER, ANY, BEFORE, DEPTH, DOWN, EDGE, LAST, PARENT, UP
 
 pytest.importorskip("numba")
 
@@ -36,37 +38,41 @@ def drawn(h: int, w: int, seed: int, kind: str = "normal") -> LegProgram:
 
 
 def check_tree(tree: NetworkSimplex) -> None:
-    """A spanning tree, its depths and rooms, z a circulation within its pieces, and room for a flow from every pixel to the root."""
-    pixels, edges = tree.pixels, tree.edges
-    p = len(pixels)
-    D = Perturbation(*tree.shape).grid.D
-    assert not (D.T @ edges[:, FLOW]).any()
-    assert edges[:, ON].sum() == p - 1
-    assert np.isin(edges[edges[:, ON] == 0, FLOW], (-1, 0, 1)).all()
-    low, high = np.array([-(2**30), -1, 0, 1]), np.array([-1, 0, 1, 2**30])
-    assert pixels[tree.root, DEPTH] == 0
-    for x in set(range(p)) - {tree.root}:
+    """A spanning tree in preorder with its depths and rooms, z a circulation within its pieces, and room for a flow from every pixel to the root."""
+    (h, w), pixels, order, edges, limits = tree.shape, tree.pixels, tree.order, tree.edges, tree.limits
+    p, D = h * w, Perturbation(h, w).grid.D
+    assert not (D.T @ tree.flow).any()
+    inside = np.ones((2, h, w), dtype=bool)
+    inside[0, -1], inside[1, :, -1] = False, False
+    off = inside.ravel() & (edges[PIECE] < 0)
+    assert off.sum() == D.shape[0] - (p - 1)
+    assert np.isin(edges[FLOW, off], (-1, 0, 1)).all()
+    ring = [tree.root]
+    for _ in range(p - 1):
+        ring.append(int(order[ring[-1], AFTER]))
+        assert order[ring[-1], BEFORE] == ring[-2]
+    assert sorted(ring) == list(range(p))
+    assert order[ring[-1], AFTER] == tree.root
+    assert order[tree.root, BEFORE] == ring[-1]
+    place, size = {x: k for k, x in enumerate(ring)}, np.ones(p, dtype=int)
+    for x in ring[:0:-1]:
+        assert place[pixels[x, PARENT]] < place[x]
+        size[pixels[x, PARENT]] += size[x]
+    assert order[tree.root, DEPTH] == 0
+    for x in ring:
+        assert order[x, LAST] == ring[place[x] + size[x] - 1]
+        if x == tree.root:
+            continue
         parent, e = pixels[x, PARENT], pixels[x, EDGE]
-        z, piece = edges[e, FLOW], edges[e, PIECE]
-        assert edges[e, ON] == 1
-        assert {edges[e, TAIL], edges[e, HEAD]} == {x, parent}
-        assert pixels[x, DEPTH] == pixels[parent, DEPTH] + 1
-        assert low[piece] <= z <= high[piece]
-        upwards = edges[e, TAIL] == x
-        rise, fall = high[piece] - z, z - low[piece]
-        up, down = (rise, fall) if upwards else (fall, rise)
-        assert min(up, 2**19) == min(pixels[x, UP], 2**19) > 0
-        assert min(down, 2**19) == min(pixels[x, DOWN], 2**19)
-    seen, stack = 0, [tree.root]
-    while stack:
-        x = stack.pop()
-        seen += 1
-        child = pixels[x, CHILD]
-        while child >= 0:
-            assert pixels[child, PARENT] == x
-            stack.append(int(child))
-            child = pixels[child, AFTER]
-    assert seen == p
+        z, piece, lo, hi = edges[FLOW, e], edges[PIECE, e], limits[LEAST, e], limits[MOST, e]
+        assert {e % p, e % p + (w if e < p else 1)} == {x, parent}
+        assert order[x, DEPTH] == order[parent, DEPTH] + 1
+        ends = [-ANY, -1 if lo <= 0 else -ANY, 1 if hi >= 0 else ANY, ANY]  # where a bound has the sign of its neighbour, there is no kink
+        assert ends[piece] <= z <= ends[piece + 1]
+        rise, fall = ends[piece + 1] - z, z - ends[piece]
+        up, down = (rise, fall) if x < parent else (fall, rise)
+        assert min(up, ANY // 2) == min(pixels[x, UP], ANY // 2) > 0
+        assert min(down, ANY // 2) == min(pixels[x, DOWN], ANY // 2)
 
 
 @settings(max_examples=40, deadline=None)
@@ -99,17 +105,21 @@ def test_the_optimum_falls_and_is_convex_along_the_path(kind: str) -> None:
     assert values[-1] == 0
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties", "block"])
-@pytest.mark.parametrize("shape", [(2, 2), (2, 7), (6, 2), (7, 8)])
-def test_the_tree_keeps_its_invariants(shape: tuple[int, int], kind: str) -> None:
+@settings(max_examples=30, deadline=None)
+@given(
+    st.tuples(st.integers(2, 8), st.integers(2, 8)),
+    st.sampled_from(["normal", "ties", "block", "one"]),
+    st.lists(st.floats(0, 1), min_size=1, max_size=5),
+)
+def test_the_tree_keeps_its_invariants(shape: tuple[int, int], kind: str, shares: list[float]) -> None:
     p, tree = drawn(*shape, 3, kind), NetworkSimplex(*shape)
     check_tree(tree)
-    for share in (0.9, 0.4, 0.05, 0.6, 0.0):  # up again too: any level is a start for any other
+    for share in (*shares, 0.6, 0.0):  # up and down: any level is a start for any other
         lo, hi = p.bounds(share * p.maximal_level)
         found = tree.solve(lo, hi)
         check_tree(tree)
         assert found is not None
-        np.testing.assert_array_equal(found.flow, tree.edges[:, FLOW])  # the heights give back the circulation
+        np.testing.assert_array_equal(faces_of(*shape).flow_of(found.heights), found.flow)
         t, z, near = p.grid.D @ found.potentials, found.flow, np.clip(0.0, lo, hi)
         scale = 1e-11 * np.abs(hi).max()
         assert (t >= np.where(z > 1, hi, np.where(z > -1, near, lo)) - scale).all()  # t ∈ ∂φ*(z): complementary slackness
@@ -148,15 +158,40 @@ def test_what_the_pivots_say_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
     honest = [p.solve(float(v), solver="cuts").objective for v in levels]
 
     def lie(tree: NetworkSimplex, lo: np.ndarray, hi: np.ndarray, time_limit: float | None = None) -> Circulation:
-        heights, g = rng.integers(-9, 10, 30), rng.normal(size=42)
-        t = p.grid.D @ g
-        return Circulation(heights, faces_of(6, 7).flow_of(heights), g, t, float(np.abs(t).sum()), 0)
+        return Circulation((6, 7), faces_of(6, 7).flow_of(rng.integers(-9, 10, 30)), rng.normal(size=42), 0)
 
     monkeypatch.setattr(NetworkSimplex, "solve", lie)
     for want, found in zip(honest, p.solve_path(levels, solver="pivots"), strict=True):
         assert found.solver == "cuts"
         assert found.objective == pytest.approx(want, rel=2e-9)
         assert found.lower <= want * (1 + 1e-9)
+
+
+def test_a_flow_that_is_no_circulation_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feasible map beside a flow whose value is as large as one likes: only the conservation at the pixels refutes it."""
+    p = drawn(5, 6, 4)
+    level = 0.2 * p.maximal_level
+    honest = p.solve(level, solver="cuts")
+
+    def lie(tree: NetworkSimplex, lo: np.ndarray, hi: np.ndarray, time_limit: float | None = None) -> Circulation:
+        flow = np.where(lo > 0, -50, np.where(hi < 0, 50, 0))
+        assert circulation_value(flow, lo, hi) > honest.objective
+        return Circulation((5, 6), flow, honest.map.ravel(), 0)
+
+    monkeypatch.setattr(NetworkSimplex, "solve", lie)
+    found = p.solve_path([level], solver="pivots")[0]
+    assert found.solver == "cuts"
+    assert found.lower <= honest.objective * (1 + 1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 10**6))
+def test_conservation_is_that_of_the_incidence_matrix(h: int, w: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    z = faces_of(h, w).flow_of(rng.integers(-5, 6, (h - 1) * (w - 1)))
+    assert conserved(w, z)
+    z[rng.integers(len(z))] += rng.choice([-1, 1])
+    assert not conserved(w, z)
 
 
 def test_no_patience_and_no_time_leave_both_sides_valid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +231,7 @@ def test_pivots_need_the_edge_scheme() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 14), st.integers(2, 14), st.integers(0, 10**6), st.integers(0, 8))
 def test_the_value_of_a_circulation_is_rounded_down(h: int, w: int, seed: int, power: int) -> None:
-    """Against −Σ φ*(z) in exact arithmetic, with terms of very different sizes."""
+    """Both evaluations against −Σ φ*(z) in exact arithmetic, with terms of very different sizes."""
     rng = np.random.default_rng(seed)
     faces = faces_of(h, w)
     z = faces.flow_of(rng.integers(-5, 6, faces.count))
@@ -207,7 +242,17 @@ def test_the_value_of_a_circulation_is_rounded_down(h: int, w: int, seed: int, p
     for k, low, high in zip(z, lo, hi, strict=True):
         points = [Fraction(low), Fraction(high), min(max(Fraction(0), Fraction(low)), Fraction(high))]
         exact -= max(int(k) * x - abs(x) for x in points)
-    assert Fraction(circulation_value(z, lo, hi)) <= max(exact, Fraction(0))
-    if exact > 0:
-        size = float(((np.abs(z) + 1) * np.maximum(np.abs(lo), np.abs(hi))).sum())
-        assert circulation_value(z, lo, hi) >= float(exact) - 1e-12 * size
+    size = float(((np.abs(z) + 1) * np.maximum(np.abs(lo), np.abs(hi))).sum())
+    g, image, y = rng.normal(size=h * w) * 10.0**power, np.empty(h * w), np.empty(len(z))
+    objective, lower, violation = both_sides(w, g, 0.3, z, lo, hi, 0.1, image, y)
+    for value in (circulation_value(z, lo, hi), lower):
+        assert Fraction(value) <= max(exact, Fraction(0))
+        if exact > 0:
+            assert value >= float(exact) - 1e-12 * size
+    t = Perturbation(h, w).grid.D @ image
+    assert objective == pytest.approx(np.abs(t).sum(), rel=1e-12)
+    assert violation == np.maximum(np.maximum(lo - t, t - hi), 0.0).max()
+    assert image.mean() == pytest.approx(0.3, abs=1e-12 * 10.0**power)
+    # weak duality at the multipliers, at any other level: −φ*(z) = (b·y − L‖y‖₁) of the best split
+    b, level = 0.1 * middle, 0.1 * width
+    assert abs(b @ y - (level * np.abs(y)).sum() - float(exact)) <= 1e-9 * size

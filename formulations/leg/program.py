@@ -21,11 +21,11 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
 from formulations.leg.grid import Grid, Perturbation
-from formulations.leg.network import Circulation, solve_circulation
+from formulations.leg.network import Circulation, circulation_value, solve_circulation
 from formulations.norms import Array
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 SOLVERS = ("flow", "cuts", "pivots", "highs", "clarabel")
 _NETWORK = ("cuts", "pivots")
 _LARGE = 5000  # pixels from which one solve by pivots gains more than the half second that loading the compiled loops takes
-_PART = 128  # terms that are added in floating point before the exact sum
 # pivots are not believed to have ended above this relative gap, or this violation as a share of the largest bound
 _CLOSED, _TIGHT = 1e-9, 1e-12
 
@@ -104,6 +103,10 @@ class LegProgram:
     def empirical(self) -> Array:
         """Σ⁻¹ȳ (h, w): the empirical LEG, the solution at L = 0 up to a constant."""
         return self.perturbation.solve(self.moments).reshape(self.grid.shape)
+
+    @cached_property
+    def _mean(self) -> float:
+        return float(self.empirical.mean())
 
     @cached_property
     def maximal_level(self) -> float:
@@ -181,12 +184,12 @@ class LegProgram:
         lo, hi = self.bounds(level)
         found = None if tree is None else tree.solve(lo, hi, time_limit)
         if found is not None:
-            solution = self._from_circulation(found, lo, hi, level, "pivots", begun)
-            if solution.relative_gap <= _CLOSED and solution.violation <= _TIGHT * float(np.maximum(np.abs(lo), np.abs(hi)).max()):
+            solution = self._from_pivots(found, lo, hi, level, begun)
+            if solution is not None:
                 return solution, found
         left = None if time_limit is None else time_limit - (time.perf_counter() - begun)
         found = solve_circulation(self.grid.shape, lo, hi, start=state, time_limit=left)
-        return self._from_circulation(found, lo, hi, level, "cuts", begun), found
+        return self._from_circulation(found, lo, hi, level, begun), found
 
     def _tree(self, solver: str) -> NetworkSimplex | None:
         """The tree at z = 0, with its loops loaded; None for other solvers and where a grid has no faces."""
@@ -214,7 +217,7 @@ class LegProgram:
         """g (p,) moved to the mean of the empirical LEG; of the padded scheme, where the mean is determined, g itself."""
         if self.perturbation.scheme != "padded":
             # plateaus stay exactly flat: one constant is added to equal numbers
-            g = g + (float(self.empirical.mean()) - float(g.mean()))
+            g = g + (self._mean - float(g.mean()))
         return g.reshape(self.grid.shape)
 
     def _constant(self, level: float, solver: str, begun: float) -> LegSolution:
@@ -223,7 +226,7 @@ class LegProgram:
             self._centred(g), 0.0, 0.0, np.zeros(self.grid.edges), level, self.maximal_level, 0.0, solver, time.perf_counter() - begun
         )
 
-    def _from_circulation(self, c: Circulation, lo: Array, hi: Array, level: float, solver: str, begun: float) -> LegSolution:
+    def _from_circulation(self, c: Circulation, lo: Array, hi: Array, level: float, begun: float) -> LegSolution:
         g = self._centred(c.potentials)
         t = self.grid.D @ g.ravel()
         violation = float(np.maximum(np.maximum(lo - t, t - hi), 0.0).max())
@@ -231,7 +234,19 @@ class LegProgram:
         z = c.flow.astype(float)
         u = np.where(lo > 0, 1.0, np.where(hi < 0, -1.0, np.clip(z, -1.0, 1.0)))  # the best split z = u − σ²y
         y = (u - z) / self.perturbation.variance
-        return LegSolution(g, c.objective, lower, y, level, self.maximal_level, violation, solver, time.perf_counter() - begun)
+        return LegSolution(g, c.objective, lower, y, level, self.maximal_level, violation, "cuts", time.perf_counter() - begun)
+
+    def _from_pivots(self, c: Circulation, lo: Array, hi: Array, level: float, begun: float) -> LegSolution | None:
+        """As `_from_circulation`, compiled; None where z is no circulation, the gap is open or the map not feasible."""
+        from formulations.leg.sides import both_sides, conserved
+
+        w, g, y = self.grid.width, np.empty(self.grid.shape), np.empty(self.grid.edges)
+        if not conserved(w, c.flow):
+            return None
+        objective, lower, violation = both_sides(w, c.potentials, self._mean, c.flow, lo, hi, self.perturbation.variance, g.ravel(), y)
+        found = LegSolution(g, objective, lower, y, level, self.maximal_level, violation, "pivots", time.perf_counter() - begun)
+        largest = (self.maximal_level + level) / self.perturbation.variance
+        return found if found.relative_gap <= _CLOSED and violation <= _TIGHT * largest else None
 
     def _certified(self, g: Array, u: Array, y: Array, level: float, solver: str, begun: float) -> LegSolution:
         """Both values from a solver's (g, u, y), made feasible by us: g is drawn towards the empirical LEG, (u, y) repaired and scaled into |u| ≤ 1."""
@@ -257,19 +272,6 @@ def available() -> bool:
     except ImportError:
         return False
     return True
-
-
-def circulation_value(z: NDArray[np.int64], lo: Array, hi: Array) -> float:
-    """−Σ φ_e*(z_e) of an integral circulation, rounded down: a lower bound of min Σ|t_e| over differences t = Dg with lo ≤ t ≤ hi."""
-    if not len(z):
-        return 0.0
-    flow, near = z.astype(float), np.minimum(np.maximum(lo, 0.0), hi)
-    terms = np.minimum(np.minimum(np.abs(lo) - flow * lo, np.abs(hi) - flow * hi), np.abs(near) - flow * near)
-    # |t| − z t is one product and one difference: each term is within 2ε(|z| + 1)max(|lo|, |hi|) of its value. A sum of k numbers in any order is
-    # within (k − 1)ε/2 of theirs times Σ|terms|, here k = 128; fsum adds the parts without error
-    value = math.fsum(np.add.reduceat(terms, np.arange(0, len(terms), _PART)))
-    slack = float(4 * ((np.abs(flow) + 1) * np.maximum(np.abs(lo), np.abs(hi))).sum() + _PART * np.abs(terms).sum()) * np.finfo(float).eps
-    return value - slack if value > slack else min(value, 0.0)
 
 
 def theorem_level(shape: tuple[int, int], n: int, epsilon: float = 0.05) -> float:

@@ -2,15 +2,17 @@ r"""min Σ|t_e| over t = Dg on a grid with lo ≤ t ≤ hi, by a primal network 
 
 The dual is a min-cost circulation z, Dᵀz = 0, whose cost φ_e* is piecewise linear with slopes
 
-    piece 0, z ≤ −1: lo     piece 1, −1 ≤ z ≤ 0: near     piece 2, 0 ≤ z ≤ 1: near     piece 3, z ≥ 1: hi          near = the point of [lo, hi] nearest to 0
+    piece 0, z ≤ −1: lo     piece 1, −1 ≤ z ≤ 1: near     piece 2, z ≥ 1: hi          near = the point of [lo, hi] nearest to 0
 
-A basis is a spanning tree of pixels with a piece for each of its edges; the other edges lie at a kink z ∈ {−1, 0, 1}. The tree gives g: t_e is the slope
-of e's piece. An edge off the tree with t_e outside the slopes beside its kink enters; z is pushed around the cycle that it closes until a tree edge (or
+and so with kinks at −1 where lo < 0 and at 1 where hi > 0: elsewhere two pieces are one. A basis is a spanning tree of pixels with a piece for each of its
+edges; the other edges lie at a kink (or, as from the start, at a z ∈ {−1, 0, 1} that is none until they have entered). The tree gives g: t_e is the slope
+of e's piece. An edge off the tree with t_e outside the slopes beside its z enters; z is pushed around the cycle that it closes until a tree edge (or
 the edge itself) meets a kink. When no edge can enter, g and z are both optimal. A level moves the slopes alone, so z stays a circulation and the tree
-a basis. Trees are kept strongly feasible (some flow can always be pushed from any pixel to the root), which rules out cycling (Cunningham 1976).
+a basis. Trees are kept strongly feasible (some flow can always be pushed from any pixel to the root), which rules out cycling (Cunningham 1976). Nearly all
+pivots push nothing: a kink that is none, such as z = 0, would be one more place to stop at, and costs two pivots in three.
 
-The loops are in `formulations.leg.pivots`. Nothing rests on them: `NetworkSimplex.solve` hands out g and the heights of the faces, both sides are evaluated
-elsewhere, and what integral heights give is a circulation whatever happened here.
+The loops are in `formulations.leg.pivots` and `formulations.leg.tree`. Nothing rests on them: `NetworkSimplex.solve` hands out g and z, and both sides are
+evaluated elsewhere, where it is counted in integers whether z is a circulation.
 """
 
 from __future__ import annotations
@@ -20,53 +22,46 @@ import time
 
 import numpy as np
 
-from formulations.leg.network import Circulation, faces_of
-from formulations.leg.pivots import AROUND, FLOW, HEAD, TAIL, improve, plant, potentials
+from formulations.leg.network import Circulation, Integers
+from formulations.leg.pivots import FLOW, LEAST, MOST, PIECE, improve
+from formulations.leg.tree import EDGE, plant
 from formulations.norms import Array
 
-_BLOCK = 5  # edges looked at before the worst of them enters
 _CHUNK = 4096  # pivots between two looks at the clock
-_TOLERANCE = 1e-13  # of the largest bound: what an edge off the tree may exceed its slopes by
 
 
 class NetworkSimplex:
     """A tree on an h × w grid, h, w ≥ 2, that goes on from one problem to the next."""
 
     def __init__(self, h: int, w: int) -> None:
-        self.shape = (h, w)
-        pixel = np.arange(h * w, dtype=np.int32).reshape(h, w)
-        down, right = np.arange((h - 1) * w).reshape(h - 1, w), (h - 1) * w + np.arange(h * (w - 1)).reshape(h, w - 1)
-        self.edges = np.zeros((down.size + right.size, 6), dtype=np.int32)
-        self.edges[:, TAIL] = np.concatenate([pixel[:-1].ravel(), pixel[:, :-1].ravel()])
-        self.edges[:, HEAD] = np.concatenate([pixel[1:].ravel(), pixel[:, 1:].ravel()])
-        around = np.full((h, w, 4), -1)
-        around[:-1, :, 0], around[1:, :, 1], around[:, :-1, 2], around[:, 1:, 3] = down, down, right, right
-        self.pixels = np.zeros((h * w, AROUND + 4), dtype=np.int32)
-        self.pixels[:, AROUND:] = around.reshape(-1, 4)
-        self.potentials = np.zeros(h * w)
-        self._moved, self._queue = np.zeros(h * w, dtype=np.int32), np.zeros(len(self.edges), dtype=np.int32)
-        self.root = (h // 2) * w + w // 2
-        plant(self.root, w, self.pixels, self.edges)
+        p = h * w
+        self.shape, self.root = (h, w), (h // 2) * w + w // 2
+        self.pixels, self.order = np.zeros((p, 4), dtype=np.int32), np.zeros((p, 4), dtype=np.int32)
+        self.edges, self.limits = np.zeros((3, 2 * p), dtype=np.int32), np.zeros((4, 2 * p))
+        self.potentials, self._queue = np.zeros(p), np.zeros(2 * p, dtype=np.int32)
+        plant(self.root, w, self.pixels, self.order)
+        outside = np.zeros((2, h, w), dtype=bool)
+        outside[0, -1], outside[1, :, -1] = True, True
+        self.edges[PIECE] = np.where(outside.ravel(), 1, -1)
+        self.edges[PIECE, np.delete(self.pixels[:, EDGE], self.root)] = 1
+        self.limits[LEAST], self.limits[MOST] = -np.inf, np.inf
 
     def solve(self, lo: Array, hi: Array, time_limit: float | None = None) -> Circulation | None:
-        """Optimal g and heights for lo ≤ hi; None where the time or the patience (a hundred pivots an edge) is over, and the tree can go on from there."""
+        """Optimal g and z for lo ≤ hi; None where the time or the patience (a hundred pivots an edge) is over, and the tree can go on from there."""
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
-        tolerance = _TOLERANCE * float(np.maximum(np.abs(lo), np.abs(hi)).max())
-        tree = (self.pixels, self.edges, self.potentials)
+        tables = (self.root, self.shape[1], self.pixels, self.order, self.edges, self.limits, self.potentials, self._queue)
         for _ in range(1 + 100 * len(lo) // _CHUNK):
             if time.monotonic() > deadline:
                 return None
-            potentials(self.root, *tree, lo, hi)
-            if improve(*tree, self._moved, self._queue, lo, hi, tolerance, _BLOCK, _CHUNK):
-                potentials(self.root, *tree, lo, hi)  # the shifts left rounding errors
-                return self._circulation()
+            if improve(*tables, lo, hi, _CHUNK):
+                return Circulation(self.shape, self.flow, self.potentials.copy(), 0)
         return None
 
-    def _circulation(self) -> Circulation:
+    @property
+    def flow(self) -> Integers:
+        """z (m,) in the order of D."""
         h, w = self.shape
-        across = self.edges[(h - 1) * w :, FLOW].reshape(h, w - 1)
-        heights = np.cumsum(across[:-1], axis=0, dtype=np.int64).ravel()  # a horizontal edge carries the height below less the height above
-        g = self.potentials.copy()
-        image = g.reshape(h, w)
-        t = np.concatenate([(image[1:] - image[:-1]).ravel(), (image[:, 1:] - image[:, :-1]).ravel()])
-        return Circulation(heights, faces_of(h, w).flow_of(heights), g, t, float(np.abs(t).sum()), 0)
+        z = np.empty((h - 1) * w + h * (w - 1), dtype=np.int64)
+        z[: (h - 1) * w] = self.edges[FLOW, : (h - 1) * w]
+        z[(h - 1) * w :].reshape(h, w - 1)[:] = self.edges[FLOW, h * w :].reshape(h, w)[:, :-1]
+        return z

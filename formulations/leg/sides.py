@@ -1,0 +1,101 @@
+r"""Both sides of LEG-TV at a map and a circulation, in one pass over the edges, compiled by numba (the extra `fast`).
+
+What `LegProgram` evaluates with arrays for every solver; a path that asks for both sides at fifty levels would spend much of its time on that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations.leg.tree import compiled
+from formulations.norms import Array
+
+Integers = NDArray[np.int64]
+_PART = 256  # terms that are added one after the other, before their sums are
+
+
+@compiled
+def conserved(w: int, z: Integers) -> bool:
+    """Whether Dᵀz = 0, in integers."""
+    h = (len(z) + w) // (2 * w - 1)
+    right = (h - 1) * w  # the first horizontal edge
+    for i in range(h):
+        for j in range(w):
+            net = 0
+            if i > 0:
+                net += z[(i - 1) * w + j]
+            if i < h - 1:
+                net -= z[i * w + j]
+            if j > 0:
+                net += z[right + i * (w - 1) + j - 1]
+            if j < w - 1:
+                net -= z[right + i * (w - 1) + j]
+            if net != 0:
+                return False
+    return True
+
+
+@compiled
+def _terms(t: Array, z: Integers, lo: Array, hi: Array, variance: float, terms: Array, rough: Array, y: Array) -> int:
+    """Per edge the term of −φ*(z), what its rounding is small against, and the multiplier (u − z)/σ² of the best split z = u − σ²y.
+
+    How many t lie outside [lo, hi]. No branch and no sum, so that the processor takes several edges at once.
+    """
+    outside = 0
+    for e in range(len(t)):
+        flow, low, high = float(z[e]), lo[e], hi[e]
+        near = min(max(low, 0.0), high)
+        terms[e] = min(min(abs(low) - flow * low, abs(high) - flow * high), abs(near) - flow * near)
+        # for |z| ≤ 1 a term is 0, |t| or 2|t|, without rounding
+        rough[e] = (abs(flow) + 1) * max(abs(low), abs(high)) if abs(flow) > 1 else 0.0
+        inner = min(max(flow, -1.0), 1.0)
+        u = 1.0 if low > 0 else (-1.0 if high < 0 else inner)
+        y[e] = (u - flow) / variance
+        outside += (t[e] < low) | (t[e] > high)
+    return outside
+
+
+@compiled
+def _subtract(heads: Array, tails: Array, t: Array) -> None:
+    for k in range(len(t)):
+        t[k] = heads[k] - tails[k]
+
+
+@compiled
+def both_sides(
+    w: int, g: Array, mean: float, z: Integers, lo: Array, hi: Array, variance: float, image: Array, y: Array
+) -> tuple[float, float, float]:
+    """(Σ|t|, a lower bound of the optimum, the largest violation) at the map `image`, g moved to the given mean, and the circulation z; y are the multipliers.
+
+    The bound is that of `formulations.leg.network.circulation_value`, but here the parts, too, are added in floating point.
+    """
+    h, p, m, moved = len(g) // w, len(g), len(z), 0.0
+    for i in range(h):
+        row = 0.0
+        for j in range(w):
+            row += g[i * w + j]
+        moved += row
+    moved = mean - moved / p
+    for x in range(p):
+        image[x] = g[x] + moved  # plateaus stay exactly flat: one constant is added to equal numbers
+    t, terms, rough = np.empty(m), np.empty(m), np.empty(m)
+    _subtract(image[w:], image, t[: p - w])
+    for i in range(h):
+        first = p - w + i * (w - 1)
+        _subtract(image[i * w + 1 : (i + 1) * w], image[i * w :], t[first : first + w - 1])
+    violation, total, value, size, slack = 0.0, 0.0, 0.0, 0.0, 0.0
+    if _terms(t, z, lo, hi, variance, terms, rough, y):
+        for e in range(m):
+            violation = max(violation, max(lo[e] - t[e], t[e] - hi[e]))
+    for first in range(0, m, _PART):
+        part, part_size = 0.0, 0.0
+        for e in range(first, min(first + _PART, m)):
+            part += terms[e]
+            part_size += abs(terms[e])
+            total += abs(t[e])
+            slack += rough[e]
+        value += part
+        size += part_size
+    slack = (4 * slack + (_PART + m // _PART) * size) * 2.0**-52
+    return total, value - slack if value > slack else min(value, 0.0), violation
