@@ -49,24 +49,24 @@ def check_tree(tree: NetworkSimplex) -> None:
     assert np.isin(edges[FLOW, off], (-1, 0, 1)).all()
     ring = [tree.root]
     for _ in range(p - 1):
-        ring.append(int(order[ring[-1], AFTER]))
-        assert order[ring[-1], BEFORE] == ring[-2]
+        ring.append(int(order[AFTER, ring[-1]]))
+        assert order[BEFORE, ring[-1]] == ring[-2]
     assert sorted(ring) == list(range(p))
-    assert order[ring[-1], AFTER] == tree.root
-    assert order[tree.root, BEFORE] == ring[-1]
+    assert order[AFTER, ring[-1]] == tree.root
+    assert order[BEFORE, tree.root] == ring[-1]
     place, size = {x: k for k, x in enumerate(ring)}, np.ones(p, dtype=int)
     for x in ring[:0:-1]:
         assert place[pixels[x, PARENT]] < place[x]
         size[pixels[x, PARENT]] += size[x]
-    assert order[tree.root, DEPTH] == 0
+    assert order[DEPTH, tree.root] == 0
     for x in ring:
-        assert order[x, LAST] == ring[place[x] + size[x] - 1]
+        assert pixels[x, LAST] == ring[place[x] + size[x] - 1]
         if x == tree.root:
             continue
         parent, e = pixels[x, PARENT], pixels[x, EDGE]
         z, piece, lo, hi = edges[FLOW, e], edges[PIECE, e], limits[LEAST, e], limits[MOST, e]
         assert {e % p, e % p + (w if e < p else 1)} == {x, parent}
-        assert order[x, DEPTH] == order[parent, DEPTH] + 1
+        assert order[DEPTH, x] == order[DEPTH, parent] + 1
         ends = [-ANY, -1 if lo <= 0 else -ANY, 1 if hi >= 0 else ANY, ANY]  # where a bound has the sign of its neighbour, there is no kink
         assert ends[piece] <= z <= ends[piece + 1]
         rise, fall = ends[piece + 1] - z, z - ends[piece]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from formulations.leg.tree import AFTER, ANY, DOWN, EDGE, PARENT, UP, Table, blocking, compiled, rehang
+from formulations.leg.tree import AFTER, ANY, DOWN, EDGE, PARENT, UP, Table, any_order, blocking, compiled, inlined, rehang
 from formulations.norms import Array
 
 # Rows of `edges` (3, 2p): z; the piece of a tree edge, −1 off the tree; which kinks are none (1: the lower, 2: the upper), + 4 if that has just changed
@@ -84,7 +84,7 @@ def _refit(pixels: Table, edges: Table, limits: Array) -> None:
 def _potentials(root: int, pixels: Table, order: Table, edges: Table, limits: Array, g: Array) -> None:
     """g from the slopes of the tree edges, 0 at the root: equal along edges of slope 0, so a plateau is flat to the bit."""
     g[root] = 0.0
-    x = order[root, AFTER]
+    x = order[AFTER, root]
     while x != root:
         e, parent = pixels[x, EDGE], pixels[x, PARENT]
         piece, lo, hi = edges[PIECE, e], limits[LEAST, e], limits[MOST, e]
@@ -92,23 +92,32 @@ def _potentials(root: int, pixels: Table, order: Table, edges: Table, limits: Ar
         t = lo if piece == 0 else near
         t = hi if piece == 2 else t
         g[x] = g[parent] + (1 - 2 * (parent > x)) * t
-        x = order[x, AFTER]
+        x = order[AFTER, x]
+
+
+@compiled
+def _copy(values: Array, places: Array) -> None:
+    for k in range(len(values)):
+        places[k] = values[k]
+
+
+@any_order
+def _largest(sign: float, values: Array) -> float:
+    found = -np.inf
+    for k in range(len(values)):
+        found = max(found, sign * values[k])
+    return found
 
 
 @compiled
 def _prepare(root: int, w: int, pixels: Table, order: Table, edges: Table, limits: Array, g: Array, lo: Array, hi: Array) -> float:
     """The tables for the bounds (lo, hi), in the order of D; the tolerance."""
-    p, largest = len(g), 0.0
-    verticals = p - w
-    for e in range(verticals):
-        limits[LEAST, e], limits[MOST, e] = lo[e], hi[e]
-        largest = max(largest, max(-lo[e], hi[e]))
-    for i in range(p // w):
-        for j in range(w - 1):
-            e, k = p + i * w + j, verticals + i * (w - 1) + j
-            limits[LEAST, e], limits[MOST, e] = lo[k], hi[k]
-            largest = max(largest, max(-lo[k], hi[k]))
-    tolerance = _TOLERANCE * largest
+    p = len(g)
+    for bound, limit in ((lo, limits[LEAST]), (hi, limits[MOST])):
+        _copy(bound[: p - w], limit)
+        for i in range(p // w):
+            _copy(bound[p - w + i * (w - 1) : p - w + (i + 1) * (w - 1)], limit[p + i * w :])
+    tolerance = _TOLERANCE * max(_largest(-1.0, lo), _largest(1.0, hi))  # lo ≤ hi
     if _fences(edges[FLOW], edges[PIECE], edges[SMOOTH], limits[LEAST], limits[MOST], limits[LOW], limits[HIGH], tolerance):
         _refit(pixels, edges, limits)
     _potentials(root, pixels, order, edges, limits, g)
@@ -150,7 +159,7 @@ def _push(x: int, join: int, amount: int, rising: bool, pixels: Table, edges: Ta
         x = pixels[x, PARENT]
 
 
-@compiled
+@inlined
 def _enter(
     e: int, tail: int, head: int, rising: bool, pixels: Table, order: Table, edges: Table, limits: Array, g: Array, tolerance: float
 ) -> bool:

@@ -136,7 +136,10 @@ class LegProgram:
     def bounds(self, level: float) -> tuple[Array, Array]:
         """(lo, hi) of the edge differences, for the edge scheme."""
         s2 = self.perturbation.variance
-        return (self.edge_moments - level) / s2, (self.edge_moments + level) / s2
+        lo, hi = self.edge_moments - level, self.edge_moments + level
+        lo /= s2
+        hi /= s2
+        return lo, hi
 
     # ---- solving --------------------------------------------------------------------------------------------------------------
 

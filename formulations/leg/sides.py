@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations.leg.tree import compiled
+from formulations.leg.tree import any_order, compiled
 from formulations.norms import Array
 
 Integers = NDArray[np.int64]
-_PART = 256  # terms that are added one after the other, before their sums are
+_PART = 256  # edges that are looked at together, at the least
 
 
 @compiled
@@ -62,40 +62,58 @@ def _subtract(heads: Array, tails: Array, t: Array) -> None:
         t[k] = heads[k] - tails[k]
 
 
+@any_order
+def _sum(values: Array) -> float:
+    total = 0.0
+    for k in range(len(values)):
+        total += values[k]
+    return total
+
+
+@any_order
+def _sum_of_sizes(values: Array) -> float:
+    total = 0.0
+    for k in range(len(values)):
+        total += abs(values[k])
+    return total
+
+
 @compiled
 def both_sides(
     w: int, g: Array, mean: float, z: Integers, lo: Array, hi: Array, variance: float, image: Array, y: Array
 ) -> tuple[float, float, float]:
     """(Σ|t|, a lower bound of the optimum, the largest violation) at the map `image`, g moved to the given mean, and the circulation z; y are the multipliers.
 
-    The bound is that of `formulations.leg.network.circulation_value`, but here the parts, too, are added in floating point.
+    The bound is that of `formulations.leg.network.circulation_value`, but here the sums of the parts, too, are added in floating point.
     """
-    h, p, m, moved = len(g) // w, len(g), len(z), 0.0
+    h, p, moved = len(g) // w, len(g), 0.0
     for i in range(h):
-        row = 0.0
-        for j in range(w):
-            row += g[i * w + j]
-        moved += row
+        moved += _sum(g[i * w : (i + 1) * w])
     moved = mean - moved / p
     for x in range(p):
         image[x] = g[x] + moved  # plateaus stay exactly flat: one constant is added to equal numbers
-    t, terms, rough = np.empty(m), np.empty(m), np.empty(m)
-    _subtract(image[w:], image, t[: p - w])
-    for i in range(h):
-        first = p - w + i * (w - 1)
-        _subtract(image[i * w + 1 : (i + 1) * w], image[i * w :], t[first : first + w - 1])
+    rows = 1 + _PART // w  # whole rows at a time, so that what is written is read again from the cache
+    t, terms, rough = np.empty(rows * w), np.empty(rows * w), np.empty(rows * w)
     violation, total, value, size, slack = 0.0, 0.0, 0.0, 0.0, 0.0
-    if _terms(t, z, lo, hi, variance, terms, rough, y):
-        for e in range(m):
-            violation = max(violation, max(lo[e] - t[e], t[e] - hi[e]))
-    for first in range(0, m, _PART):
-        part, part_size = 0.0, 0.0
-        for e in range(first, min(first + _PART, m)):
-            part += terms[e]
-            part_size += abs(terms[e])
-            total += abs(t[e])
-            slack += rough[e]
-        value += part
-        size += part_size
-    slack = (4 * slack + (_PART + m // _PART) * size) * 2.0**-52
+    for turn in range(2):  # vertical edges, horizontal ones
+        count, length = (h - 1, w) if turn == 0 else (h, w - 1)
+        for top in range(0, count, rows):
+            n = min(rows, count - top) * length
+            first = turn * (p - w) + top * length
+            for i in range(top, min(top + rows, count)):
+                _subtract(
+                    image[(i + 1) * w :] if turn == 0 else image[i * w + 1 :],
+                    image[i * w :],
+                    t[(i - top) * length : (i - top + 1) * length],
+                )
+            here = slice(first, first + n)
+            if _terms(t[:n], z[here], lo[here], hi[here], variance, terms, rough, y[here]):
+                for k in range(n):
+                    violation = max(violation, max(lo[first + k] - t[k], t[k] - hi[first + k]))
+            total += _sum_of_sizes(t[:n])
+            value += _sum(terms[:n])
+            size += _sum_of_sizes(terms[:n])
+            slack += _sum(rough[:n])
+    # any number is added to at most 2 _PART + w others of its part, and the sum of that to those of at most 2h more
+    slack = (4 * slack + (2 * _PART + w + 2 * h) * size) * 2.0**-52
     return total, value - slack if value > slack else min(value, 0.0), violation

@@ -7,7 +7,7 @@ walks along the ring that meet in the middle, and hanging it elsewhere, by anoth
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,66 +17,75 @@ from formulations.norms import Array
 Table = NDArray[np.int32]
 Function = TypeVar("Function", bound=Callable[..., object])
 
-# Columns of `pixels` (p, 4): the pixel above and the edge to it (−1: none), how much more can flow to the parent and from it
-PARENT, EDGE, UP, DOWN = range(4)
-# Columns of `order` (p, 4): the next and the previous pixel of the ring, edges to the root, the last pixel of the subtree
-AFTER, BEFORE, DEPTH, LAST = range(4)
+# Columns of `pixels` (p, 5): the pixel above and the edge to it (−1: none), how much more can flow to the parent and from it, the last pixel of the subtree
+PARENT, EDGE, UP, DOWN, LAST = range(5)
+# Rows of `order` (3, p), apart since walks along the ring touch nothing else: the next and the previous pixel, edges to the root
+AFTER, BEFORE, DEPTH = range(3)
 
 ANY = 2**20  # room without end
 
 
-def compiled(function: Function) -> Function:
+def compiled_with(**options: Any) -> Callable[[Function], Function]:
     """numba's translation, kept on disk where it can be; the function itself without numba."""
     try:
         import numba
     except ImportError:
-        return function
-    try:
-        return cast(Function, numba.njit(cache=True)(function))
-    except RuntimeError:  # no folder to keep it in
-        return cast(Function, numba.njit(function))
+        return lambda function: function
+
+    def translate(function: Function) -> Function:
+        try:
+            return cast(Function, numba.njit(cache=True, **options)(function))
+        except RuntimeError:  # no folder to keep it in
+            return cast(Function, numba.njit(**options)(function))
+
+    return translate
+
+
+compiled = compiled_with()
+inlined = compiled_with(inline="always")  # for what each pivot calls once
+any_order = compiled_with(fastmath={"reassoc", "nsz", "nnan"})  # the numbers of a sum or maximum are taken in any order, several at once
 
 
 @compiled
 def plant(root: int, w: int, pixels: Table, order: Table) -> None:
     """The tree of the root's row and all vertical edges. Edge x joins pixel x to the one below, edge p + x to the one on its right; either way one unit."""
     p, row, column = len(pixels), root // w, root % w
-    pixels[root, PARENT], pixels[root, EDGE], order[root, DEPTH] = -1, -1, 0
+    pixels[root, PARENT], pixels[root, EDGE], order[DEPTH, root] = -1, -1, 0
     last = root
     for k in range(w):  # columns from the root's to the right, then to the left
         j = column + k if column + k < w else w - 1 - k
         x = row * w + j
         if x != root:
             pixels[x, PARENT], pixels[x, EDGE] = (x - 1, p + x - 1) if j > column else (x + 1, p + x)
-            order[last, AFTER], order[x, BEFORE], last = x, last, x
+            order[AFTER, last], order[BEFORE, x], last = x, last, x
         for step in (w, -w):
             y = x + step
             while 0 <= y < p:
                 pixels[y, PARENT], pixels[y, EDGE] = y - step, min(y, y - step)
-                order[last, AFTER], order[y, BEFORE], last = y, last, y
+                order[AFTER, last], order[BEFORE, y], last = y, last, y
                 y += step
-    order[last, AFTER], order[root, BEFORE] = root, last
-    order[:, LAST] = -1
+    order[AFTER, last], order[BEFORE, root] = root, last
+    pixels[:, LAST] = -1
     x = last
     for _ in range(p):  # children before their parents, the last child first
         parent = pixels[x, PARENT]
         pixels[x, UP], pixels[x, DOWN] = 1, 1
-        order[x, DEPTH] = abs(x // w - row) + abs(x % w - column)
-        if order[x, LAST] < 0:
-            order[x, LAST] = x
-        if parent >= 0 and order[parent, LAST] < 0:
-            order[parent, LAST] = order[x, LAST]
-        x = order[x, BEFORE]
+        order[DEPTH, x] = abs(x // w - row) + abs(x % w - column)
+        if pixels[x, LAST] < 0:
+            pixels[x, LAST] = x
+        if parent >= 0 and pixels[parent, LAST] < 0:
+            pixels[parent, LAST] = pixels[x, LAST]
+        x = order[BEFORE, x]
 
 
-@compiled
+@inlined
 def blocking(u: int, v: int, pixels: Table, order: Table) -> tuple[int, int, int, int, int]:
     """For a push u → v through the entering edge and back through the tree: the least room and its pixel, below the join on u's side and on v's; the join.
 
     The last blocking edge, counted from the join, leaves. Strong feasibility leaves room above v, so an edge without room on u's side decides at once.
     """
     room_u, room_v, at_u, at_v = ANY, ANY, -1, -1
-    depth_u, depth_v = order[u, DEPTH], order[v, DEPTH]
+    depth_u, depth_v = order[DEPTH, u], order[DEPTH, v]
     while u != v:
         if depth_u >= depth_v:
             if pixels[u, DOWN] < room_u:
@@ -98,54 +107,54 @@ def _lift(first: int, last: int, amount: float, deeper: int, order: Table, g: Ar
     """A stretch of the ring moves by `amount` and learns its depths: from both ends, as each walk waits for memory."""
     while first != last:
         g[first] += amount
-        order[first, DEPTH] += deeper
+        order[DEPTH, first] += deeper
         g[last] += amount
-        order[last, DEPTH] += deeper
-        first = order[first, AFTER]
+        order[DEPTH, last] += deeper
+        first = order[AFTER, first]
         if first == last:
             return
-        last = order[last, BEFORE]
+        last = order[BEFORE, last]
     g[first] += amount
-    order[first, DEPTH] += deeper
+    order[DEPTH, first] += deeper
 
 
 @compiled
 def _join(first: int, second: int, order: Table) -> None:
-    order[first, AFTER], order[second, BEFORE] = second, first
+    order[AFTER, first], order[BEFORE, second] = second, first
 
 
 @compiled
-def _new_last(x: int, was: int, now: int, pixels: Table, order: Table) -> None:
+def _new_last(x: int, was: int, now: int, pixels: Table) -> None:
     """The subtrees of x and the pixels above that ended with `was` end with `now`."""
-    while x >= 0 and order[x, LAST] == was:
-        order[x, LAST] = now
+    while x >= 0 and pixels[x, LAST] == was:
+        pixels[x, LAST] = now
         x = pixels[x, PARENT]
 
 
-@compiled
+@inlined
 def rehang(
     out: int, inside: int, outside: int, edge: int, up: int, down: int, amount: float, pixels: Table, order: Table, g: Array
 ) -> None:
     """The subtree below pixel `out` leaves its parent and hangs, by its pixel `inside`, from `outside`, with the rooms `up` and `down`, lifted by `amount`."""
-    end = order[out, LAST]
-    _new_last(pixels[out, PARENT], end, order[out, BEFORE], pixels, order)
-    _join(order[out, BEFORE], order[end, AFTER], order)
+    end = pixels[out, LAST]
+    _new_last(pixels[out, PARENT], end, order[BEFORE, out], pixels)
+    _join(order[BEFORE, out], order[AFTER, end], order)
     # the pixels from `inside` to `out` are the stem: each one's subtree less that of the pixel before is a stretch ahead of it and one behind it
     x = inside
-    end = tail = order[x, LAST]
-    ahead, behind = order[x, BEFORE], order[end, AFTER]
-    deeper = order[outside, DEPTH] + 1 - order[x, DEPTH]
+    end = tail = pixels[x, LAST]
+    ahead, behind = order[BEFORE, x], order[AFTER, end]
+    deeper = order[DEPTH, outside] + 1 - order[DEPTH, x]
     _lift(x, tail, amount, deeper, order, g)
     while x != out:
         x = pixels[x, PARENT]
         deeper += 2
-        last, earlier = order[x, LAST], order[x, BEFORE]
+        last, earlier = pixels[x, LAST], order[BEFORE, x]
         _lift(x, ahead, amount, deeper, order, g)
         _join(tail, x, order)
         if last == end:
             tail = ahead
         else:
-            later = order[last, AFTER]
+            later = order[AFTER, last]
             _lift(behind, last, amount, deeper, order, g)
             _join(ahead, behind, order)
             end = tail = last
@@ -154,10 +163,10 @@ def rehang(
     x, parent = inside, outside
     while True:  # the stem turns round, and every subtree along it ends with the tail
         above, edge_above, up_above, down_above = pixels[x, PARENT], pixels[x, EDGE], pixels[x, DOWN], pixels[x, UP]
-        pixels[x, PARENT], pixels[x, EDGE], pixels[x, UP], pixels[x, DOWN], order[x, LAST] = parent, edge, up, down, tail
+        pixels[x, PARENT], pixels[x, EDGE], pixels[x, UP], pixels[x, DOWN], pixels[x, LAST] = parent, edge, up, down, tail
         if x == out:
             break
         x, parent, edge, up, down = above, x, edge_above, up_above, down_above
-    _join(tail, order[outside, AFTER], order)
+    _join(tail, order[AFTER, outside], order)
     _join(outside, inside, order)
-    _new_last(outside, outside, tail, pixels, order)
+    _new_last(outside, outside, tail, pixels)
