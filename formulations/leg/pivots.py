@@ -7,16 +7,19 @@ that all vertical and all horizontal differences are two long lines; those that 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from formulations.leg.tree import AFTER, ANY, DOWN, EDGE, PARENT, UP, Table, any_order, blocking, compiled, inlined, rehang
+from formulations.leg.tree import AFTER, ANY, DOWN, EDGE, PARENT, UP, Table, blocking, compiled, compiled_with, inlined, rehang
 from formulations.norms import Array
+
+Marks = NDArray[np.uint8]
 
 # Rows of `edges` (3, 2p): z; the piece of a tree edge, −1 off the tree; which kinks are none (1: the lower, 2: the upper), + 4 if that has just changed
 FLOW, PIECE, SMOOTH = range(3)
-# Rows of `limits` (4, 2p): lo and hi; what t may be, ± the tolerance, for an edge off the tree
-LEAST, MOST, LOW, HIGH = range(4)
+# Rows of `limits` (5, 2p): lo and hi; what t may be, ± the tolerance, for an edge off the tree; t of a tree edge
+LEAST, MOST, LOW, HIGH, SLOPE = range(5)
 
-_STRETCH = 256  # edges that are compared at once
+_STRETCH = 256  # pixels whose edges are compared at once, a multiple of eight
 _BLOCK = 5  # edges looked at before the worst of them enters
 _TOLERANCE = 1e-13  # of the largest bound: what an edge off the tree may exceed its slopes by
 
@@ -46,13 +49,15 @@ def _fence(e: int, edges: Table, limits: Array, tolerance: float) -> None:
 
 
 @compiled
-def _fences(flow: Table, piece: Table, smooth: Table, lo: Array, hi: Array, low: Array, high: Array, tolerance: float) -> int:
-    """As `_fence` for all edges, none on the tree; how many edges have gained or lost a kink."""
+def _fences(flow: Table, piece: Table, smooth: Table, lo: Array, hi: Array, low: Array, high: Array, slope: Array, tolerance: float) -> int:
+    """As `_fence` for all edges, none on the tree, and the slopes of their pieces; how many edges have gained or lost a kink."""
     count = 0
     for e in range(len(flow)):
         near = min(max(0.0, lo[e]), hi[e])
         low[e] = -np.inf if piece[e] >= 0 else (lo[e] if flow[e] == -1 else near) - tolerance
         high[e] = np.inf if piece[e] >= 0 else (hi[e] if flow[e] == 1 else near) + tolerance
+        t = lo[e] if piece[e] == 0 else near
+        slope[e] = hi[e] if piece[e] == 2 else t
         kinks = np.int32(lo[e] > 0) + np.int32(2) * np.int32(hi[e] < 0)
         changed = kinks != smooth[e] & 3
         smooth[e] = kinks + 4 * np.int32(changed)
@@ -76,22 +81,18 @@ def _refit(pixels: Table, edges: Table, limits: Array) -> None:
             piece = min(piece, 1)
         elif piece == 1 and (z > 1 or (z == 1 and upwards)):
             piece = 2
-        edges[PIECE, e] = piece
+        edges[PIECE, e], limits[SLOPE, e] = piece, _slope(piece, lo, hi)
         pixels[x, UP], pixels[x, DOWN] = _room(piece, z, upwards, lo, hi), _room(piece, z, not upwards, lo, hi)
 
 
 @compiled
-def _potentials(root: int, pixels: Table, order: Table, edges: Table, limits: Array, g: Array) -> None:
+def _potentials(root: int, pixels: Table, order: Table, slope: Array, g: Array) -> None:
     """g from the slopes of the tree edges, 0 at the root: equal along edges of slope 0, so a plateau is flat to the bit."""
     g[root] = 0.0
     x = order[AFTER, root]
     while x != root:
         e, parent = pixels[x, EDGE], pixels[x, PARENT]
-        piece, lo, hi = edges[PIECE, e], limits[LEAST, e], limits[MOST, e]
-        near = min(max(0.0, lo), hi)
-        t = lo if piece == 0 else near
-        t = hi if piece == 2 else t
-        g[x] = g[parent] + (1 - 2 * (parent > x)) * t
+        g[x] = g[parent] + (1 - 2 * (parent > x)) * slope[e]
         x = order[AFTER, x]
 
 
@@ -101,7 +102,7 @@ def _copy(values: Array, places: Array) -> None:
         places[k] = values[k]
 
 
-@any_order
+@compiled_with(fastmath=True)
 def _largest(sign: float, values: Array) -> float:
     found = -np.inf
     for k in range(len(values)):
@@ -118,32 +119,35 @@ def _prepare(root: int, w: int, pixels: Table, order: Table, edges: Table, limit
         for i in range(p // w):
             _copy(bound[p - w + i * (w - 1) : p - w + (i + 1) * (w - 1)], limit[p + i * w :])
     tolerance = _TOLERANCE * max(_largest(-1.0, lo), _largest(1.0, hi))  # lo ≤ hi
-    if _fences(edges[FLOW], edges[PIECE], edges[SMOOTH], limits[LEAST], limits[MOST], limits[LOW], limits[HIGH], tolerance):
+    if _fences(edges[FLOW], edges[PIECE], edges[SMOOTH], limits[LEAST], limits[MOST], limits[LOW], limits[HIGH], limits[SLOPE], tolerance):
         _refit(pixels, edges, limits)
-    _potentials(root, pixels, order, edges, limits, g)
+    _potentials(root, pixels, order, limits[SLOPE], g)
     return tolerance
 
 
 @compiled
-def _outside(heads: Array, tails: Array, low: Array, high: Array) -> int:
-    """How many differences lie outside their limits."""
-    count = 0
+def _outside(heads: Array, tails: Array, low: Array, high: Array, marks: Marks) -> None:
+    """Which differences lie outside their limits."""
     for k in range(len(low)):
         t = heads[k] - tails[k]
-        count += (t < low[k]) | (t > high[k])
-    return count
+        marks[k] = (t < low[k]) | (t > high[k])
 
 
 @compiled
-def _sift(size: int, first: int, heads: Array, tails: Array, low: Array, high: Array, queue: Table) -> int:
-    """The edges from `first` on with a difference outside their limits join the queue; its size."""
-    for start in range(0, len(heads), _STRETCH):
-        here = slice(start, min(start + _STRETCH, len(heads)))
-        if _outside(heads[here], tails[here], low[here], high[here]):
-            for k in range(start, min(start + _STRETCH, len(heads))):
-                t = heads[k] - tails[k]
-                queue[size] = first + k  # overwritten by the next one unless it counts: cheaper than a branch
-                size += (t < low[k]) | (t > high[k])
+def _sift(size: int, start: int, step: int, first: int, g: Array, low: Array, high: Array, marks: Marks, queue: Table) -> int:
+    """Of a stretch of edges, from the pixels from `start` on to those `step` further, those outside their limits join the queue; its size."""
+    stop = min(start + len(marks), len(g) - step)
+    if stop - start < len(marks):
+        marks[:] = 0
+    if start >= stop:
+        return size
+    _outside(g[start + step : stop + step], g[start:stop], low[first + start : first + stop], high[first + start : first + stop], marks)
+    eights = marks.view(np.uint64)
+    for i in range(len(eights)):
+        if eights[i] != 0:  # one of eight marks
+            for k in range(8 * i, 8 * i + 8):
+                queue[size] = first + start + k  # overwritten by the next one unless it counts: cheaper than a branch
+                size += marks[k]
     return size
 
 
@@ -192,7 +196,8 @@ def _enter(
     _fence(left, edges, limits, tolerance)
     upwards = inside == tail
     up, down = _room(piece, z, upwards, lo, hi), _room(piece, z, not upwards, lo, hi)
-    amiss = _slope(piece, lo, hi) - (g[head] - g[tail])
+    limits[SLOPE, e] = _slope(piece, lo, hi)
+    amiss = limits[SLOPE, e] - (g[head] - g[tail])
     rehang(out, inside, outside, e, up, down, -amiss if upwards else amiss, pixels, order, g)
     return True
 
@@ -202,29 +207,32 @@ def improve(
     root: int, w: int, pixels: Table, order: Table, edges: Table, limits: Array, g: Array, queue: Table, lo: Array, hi: Array, pivots: int
 ) -> bool:
     """At most `pivots` pivots for the bounds (lo, hi); whether no edge can enter any more."""
-    p, size, place = len(g), 0, 0
+    p, size, place, kept = len(g), 0, 0, 0
     tolerance = _prepare(root, w, pixels, order, edges, limits, g, lo, hi)
-    low, high = limits[LOW], limits[HIGH]
+    low, high, marks = limits[LOW], limits[HIGH], np.empty(_STRETCH, dtype=np.uint8)
     while True:
         entering, most, looked = -1, 0.0, 0
-        while size > 0 and (looked < _BLOCK or entering < 0):
-            place = place if place < size else 0
+        while looked < _BLOCK or entering < 0:
+            if place == size:  # round again, with those that could still enter
+                size, place, kept = kept, 0, 0
+                if size == 0 or entering >= 0:
+                    break
             e = queue[place]
             t = g[e + w] - g[e] if e < p else g[e - p + 1] - g[e - p]
             urge = t - high[e] if t > high[e] else min(t - low[e], 0.0)
+            place += 1
             looked += 1
-            if urge == 0:
-                size -= 1
-                queue[place] = queue[size]
-                continue
+            if urge != 0:
+                queue[kept] = e
+                kept += 1
             if abs(urge) > abs(most):
                 entering, most = e, urge
-            place += 1
         if entering < 0:
-            size = _sift(0, 0, g[w:], g, low, high, queue)
-            size = _sift(size, p, g[1:], g, low[p:], high[p:], queue)
+            for start in range(0, p, _STRETCH):  # in the order of the image: neighbours are near in memory
+                size = _sift(size, start, w, 0, g, low, high, marks, queue)
+                size = _sift(size, start, 1, p, g, low, high, marks, queue)
             if size == 0:
-                _potentials(root, pixels, order, edges, limits, g)  # the lifts left rounding errors
+                _potentials(root, pixels, order, limits[SLOPE], g)  # the lifts left rounding errors
                 return True
             continue
         tail, head = (entering, entering + w) if entering < p else (entering - p, entering - p + 1)

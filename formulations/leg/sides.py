@@ -52,7 +52,7 @@ def _terms(t: Array, z: Integers, lo: Array, hi: Array, variance: float, terms: 
         inner = min(max(flow, -1.0), 1.0)
         u = 1.0 if low > 0 else (-1.0 if high < 0 else inner)
         y[e] = (u - flow) / variance
-        outside += (t[e] < low) | (t[e] > high)
+        outside += not ((t[e] >= low) & (t[e] <= high))
     return outside
 
 
@@ -109,7 +109,8 @@ def both_sides(
             here = slice(first, first + n)
             if _terms(t[:n], z[here], lo[here], hi[here], variance, terms, rough, y[here]):
                 for k in range(n):
-                    violation = max(violation, max(lo[first + k] - t[k], t[k] - hi[first + k]))
+                    excess = max(lo[first + k] - t[k], t[k] - hi[first + k])
+                    violation = max(violation, excess) if excess < np.inf else np.inf  # what is not a number is no map
             total += _sum_of_sizes(t[:n])
             value += _sum(terms[:n])
             size += _sum_of_sizes(terms[:n])

@@ -37,7 +37,7 @@ class NetworkSimplex:
         p = h * w
         self.shape, self.root = (h, w), (h // 2) * w + w // 2
         self.pixels, self.order = np.zeros((p, 5), dtype=np.int32), np.zeros((3, p), dtype=np.int32)
-        self.edges, self.limits = np.zeros((3, 2 * p), dtype=np.int32), np.zeros((4, 2 * p))
+        self.edges, self.limits = np.zeros((3, 2 * p), dtype=np.int32), np.zeros((5, 2 * p))
         self.potentials, self._queue = np.zeros(p), np.zeros(2 * p, dtype=np.int32)
         plant(self.root, w, self.pixels, self.order)
         outside = np.zeros((2, h, w), dtype=bool)

@@ -43,7 +43,7 @@ def compiled_with(**options: Any) -> Callable[[Function], Function]:
 
 compiled = compiled_with()
 inlined = compiled_with(inline="always")  # for what each pivot calls once
-any_order = compiled_with(fastmath={"reassoc", "nsz", "nnan"})  # the numbers of a sum or maximum are taken in any order, several at once
+any_order = compiled_with(fastmath={"reassoc", "nsz"})  # the numbers of a sum are taken in any order, several at once
 
 
 @compiled
