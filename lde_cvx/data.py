@@ -295,7 +295,11 @@ LOADERS: dict[str, Callable[[], Dataset]] = {
 
 
 def load_dataset(name: str) -> Dataset:
-    """The data set of that name, as its loader reads it by default."""
+    """The data set of that name, as its loader reads it by default; "mnist train" and the other names of `available` say which part."""
+    base, _, split = name.partition(" ")
+    parts: dict[str, Callable[..., Dataset]] = {"mnist": mnist, "fashion-mnist": fashion_mnist, "adult": adult}
+    if split and base in parts:
+        return parts[base](split)
     if name not in LOADERS:
         raise InputError(f"data set {name!r}: unknown; choose one of {', '.join(LOADERS)}, or give the path of a CSV file.")
     return LOADERS[name]()

@@ -250,3 +250,18 @@ def test_a_wrong_configuration_costs_one_line_and_writes_nothing(tmp_path: Path,
     (tmp_path / "audit.toml").write_text(TOML.format(csv=tmp_path / "in.csv", more=more))
     refused(lde("audit", tmp_path / "audit.toml", "--out", tmp_path / "out"), words)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["audit.toml", "in.csv"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "german_credit", "--to", "."],
+        ["bench", "convex", "--quick", "--device", "gpu"],
+        ["bench", "convex", "--quick", "--out", "/proc/x"],
+    ],
+)
+def test_places_that_cannot_be_used_are_told_in_one_line(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("error: ")

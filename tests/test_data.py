@@ -211,3 +211,16 @@ def test_the_real_files():
         assert ds.X.shape == (32561, 14)
         assert ds.y.sum() == 7841
         assert Schema.from_frame(ds.X.head(500), relations=["`education-num` <= 16"]).dim > 50
+
+
+def test_every_listed_name_can_be_asked_for(tmp_path, monkeypatch):
+    """What `lde data` lists is loaded by that name, or missing by it: never unknown."""
+    monkeypatch.setenv("LDE_DATA", str(tmp_path))
+    for found in available():
+        if found.found:
+            assert len(load_dataset(found.name))
+        else:
+            with pytest.raises(InputError, match="set LDE_DATA"):
+                load_dataset(found.name)
+    with pytest.raises(InputError, match="split='tran'"):
+        load_dataset("mnist tran")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def numbers(name: str, given: ArrayLike | Tensor, device: torch.device | str | N
         return torch.as_tensor(np.array(array, dtype=np.float64), device=device)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         raise InputError(
-            f"{name}: {type(given).__name__} holds something that is not a number, or a complex one; give a numeric array or tensor."
+            f"{name}: {type(given).__name__} holds something that is not a number; give a numeric array or tensor, of real numbers."
         ) from None
 
 
@@ -85,16 +86,43 @@ def check_alone(model: nn.Module, x: Tensor) -> None:
     Bounds, witnesses and certificates are about a function of one input. Both calls have the same shape, so that rounding is the same in both.
     """
     first = x[:1]
+    seen: list[dict[str, Tensor]] = []
     try:
         with torch.no_grad():
-            y, again = (model(torch.cat([first, company]))[0] for company in (first, first + 1))
+            y, again = (_watched(model, torch.cat([first, company]), seen)[0] for company in (first, first + 1))
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError):
         return  # what the model does not take, or does not answer with, is told elsewhere
-    if not torch.allclose(y, again, rtol=1e-9, atol=1e-9 * float(y.nan_to_num().abs().max()), equal_nan=True):
+    if not _same(y, again):
+        where = next((name for name, v in seen[0].items() if name in seen[1] and not _same(v, seen[1][name])), type(model).__name__)
         raise InputError(
-            f"model: {type(model).__name__} answers an input differently in other company or at the next call "
-            f"(by {float((y - again).abs().max()):.3g}); remove what looks at the batch (batch norm without statistics) or draws random numbers."
+            f"model: {where} answers an input differently in other company or at the next call (by {float((y - again).abs().max()):.3g}); "
+            "remove what looks at the batch or draws random numbers."
         )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-9, atol=1e-9 * float(a.nan_to_num().abs().max()) if a.numel() else 0.0, equal_nan=True)
+
+
+def _watched(model: nn.Module, x: Tensor, seen: list[dict[str, Tensor]]) -> Tensor:
+    """f(x); what each innermost layer answered for the first input is added to `seen`, in the order of evaluation."""
+    answers: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(layer: nn.Module, _: Any, y: Any) -> None:
+            if isinstance(y, Tensor) and y.ndim and len(y) == len(x):
+                answers[f"layer '{name}' ({layer})"] = y[0]
+
+        return hook
+
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in model.named_modules() if not list(layer.children())]
+    try:
+        y: Tensor = model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen.append(answers)
+    return y
 
 
 def batch_of(x0: ArrayLike | Tensor, shape: tuple[int, ...] | None, device: torch.device | str | None = None) -> Tensor:

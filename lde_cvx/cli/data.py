@@ -47,7 +47,12 @@ def _list() -> None:
     for column in ("data set", "content", "licence", "where"):
         table.add_column(column, overflow="fold")
     for found in available():
-        table.add_row(found.name, found.content, found.licence, found.where if found.found else f"[yellow]{found.where}[/]")
+        table.add_row(
+            found.name,
+            found.content,
+            found.licence,
+            found.where if found.found else f"[yellow]not here; lde data '{found.name}' says what to do[/]",
+        )
     out.print(table)
 
 
