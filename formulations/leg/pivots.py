@@ -97,9 +97,11 @@ def _potentials(root: int, pixels: Table, order: Table, slope: Array, g: Array) 
 
 
 @compiled
-def _copy(values: Array, places: Array) -> None:
-    for k in range(len(values)):
-        places[k] = values[k]
+def _copy(values: Array, first: int, length: int, w: int, places: Array) -> None:
+    """The values from `first` on, `length` a row, into rows of w."""
+    for i in range(len(places) // w):
+        for j in range(length):
+            places[i * w + j] = values[first + i * length + j]
 
 
 @compiled_with(fastmath=True)
@@ -115,9 +117,8 @@ def _prepare(root: int, w: int, pixels: Table, order: Table, edges: Table, limit
     """The tables for the bounds (lo, hi), in the order of D; the tolerance."""
     p = len(g)
     for bound, limit in ((lo, limits[LEAST]), (hi, limits[MOST])):
-        _copy(bound[: p - w], limit)
-        for i in range(p // w):
-            _copy(bound[p - w + i * (w - 1) : p - w + (i + 1) * (w - 1)], limit[p + i * w :])
+        _copy(bound, 0, w, w, limit[: p - w])
+        _copy(bound, p - w, w - 1, w, limit[p:])
     tolerance = _TOLERANCE * max(_largest(-1.0, lo), _largest(1.0, hi))  # lo ≤ hi
     if _fences(edges[FLOW], edges[PIECE], edges[SMOOTH], limits[LEAST], limits[MOST], limits[LOW], limits[HIGH], limits[SLOPE], tolerance):
         _refit(pixels, edges, limits)

@@ -57,9 +57,12 @@ def _terms(t: Array, z: Integers, lo: Array, hi: Array, variance: float, terms: 
 
 
 @compiled
-def _subtract(heads: Array, tails: Array, t: Array) -> None:
-    for k in range(len(t)):
-        t[k] = heads[k] - tails[k]
+def _differences(image: Array, first: int, rows: int, length: int, w: int, step: int, t: Array) -> None:
+    """image[x + step] − image[x] at the first `length` pixels x of each of the rows from pixel `first` on."""
+    for i in range(rows):
+        for j in range(length):
+            x = first + i * w + j
+            t[i * length + j] = image[x + step] - image[x]
 
 
 @any_order
@@ -86,26 +89,19 @@ def both_sides(
 
     The bound is that of `formulations.leg.network.circulation_value`, but here the sums of the parts, too, are added in floating point.
     """
-    h, p, moved = len(g) // w, len(g), 0.0
-    for i in range(h):
-        moved += _sum(g[i * w : (i + 1) * w])
-    moved = mean - moved / p
+    h, p = len(g) // w, len(g)
+    moved = mean - _sum(g) / p
     for x in range(p):
         image[x] = g[x] + moved  # plateaus stay exactly flat: one constant is added to equal numbers
     rows = 1 + _PART // w  # whole rows at a time, so that what is written is read again from the cache
     t, terms, rough = np.empty(rows * w), np.empty(rows * w), np.empty(rows * w)
     violation, total, value, size, slack = 0.0, 0.0, 0.0, 0.0, 0.0
     for turn in range(2):  # vertical edges, horizontal ones
-        count, length = (h - 1, w) if turn == 0 else (h, w - 1)
+        count, length, step = (h - 1, w, w) if turn == 0 else (h, w - 1, 1)
         for top in range(0, count, rows):
             n = min(rows, count - top) * length
             first = turn * (p - w) + top * length
-            for i in range(top, min(top + rows, count)):
-                _subtract(
-                    image[(i + 1) * w :] if turn == 0 else image[i * w + 1 :],
-                    image[i * w :],
-                    t[(i - top) * length : (i - top + 1) * length],
-                )
+            _differences(image, top * w, min(rows, count - top), length, w, step, t)
             here = slice(first, first + n)
             if _terms(t[:n], z[here], lo[here], hi[here], variance, terms, rough, y[here]):
                 for k in range(n):
