@@ -184,6 +184,19 @@ def test_a_flow_that_is_no_circulation_is_not_believed(monkeypatch: pytest.Monke
     assert found.lower <= honest.objective * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_map_that_is_no_number_is_not_believed(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = drawn(5, 6, 4)
+
+    def lie(tree: NetworkSimplex, lo: np.ndarray, hi: np.ndarray, time_limit: float | None = None) -> Circulation:
+        return Circulation((5, 6), np.zeros(p.grid.edges, dtype=np.int64), np.where(np.arange(30) == 7, value, 0.0), 0)
+
+    monkeypatch.setattr(NetworkSimplex, "solve", lie)
+    found = p.solve_path([0.2 * p.maximal_level], solver="pivots")[0]
+    assert found.solver == "cuts"
+    assert np.isfinite(found.map).all()
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 10**6))
 def test_conservation_is_that_of_the_incidence_matrix(h: int, w: int, seed: int) -> None:
