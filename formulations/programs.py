@@ -28,7 +28,7 @@ from formulations.errors import InputError
 from formulations.given import array
 from formulations.norms import INF, Array, GroupNorm, Norm
 from formulations.pieces import BallPiece, BoxPiece, CustomPiece, Part, PieceModel
-from formulations.sets.base import ConvexSet, Everything
+from formulations.sets.base import FEASIBILITY, ConvexSet, Everything
 from formulations.solution import Residuals, Solution, Solutions, SolvedOneByOne
 from formulations.solve import DEFAULT_SOLVER, Claim, check_solver, run
 from formulations.status import Status
@@ -196,6 +196,16 @@ def relative_parts(constraints: ConvexSet | None, dim: int, x0: ArrayLike | None
             f"x0 has the entry {start[~np.isfinite(start)][0]} at flat position {np.flatnonzero(~np.isfinite(start))[0]}; inputs must be finite."
         )
     return tuple(p.relative_to(start) for p in parts)
+
+
+def check_inside(parts: tuple[Part, ...], n: int) -> None:
+    """Raises InputError where δ = 0 violates a part (over the change, for n inputs), naming it and the violation."""
+    for i in range(n):
+        for part in parts:
+            piece = part.piece.at(i)
+            gap = piece.violation(np.zeros(piece.dim))
+            if not gap <= FEASIBILITY:
+                raise InputError(f"x0: input {i} lies outside the constraint {part.name!r} by {gap:.3g}; move it inside or widen the set.")
 
 
 def _numbers(name: str, given: ArrayLike) -> Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,21 +19,19 @@ from torch import Tensor, nn
 from formulations.errors import InputError
 from formulations.given import array, whole
 from formulations.norms import INF, Array, GroupNorm, Norm
-from formulations.pieces import CustomPiece, Part
-from formulations.programs import min_norm, relative_parts
+from formulations.pieces import CustomPiece
+from formulations.programs import check_inside, min_norm, relative_parts
 from formulations.sets import Everything
-from formulations.sets.base import FEASIBILITY, ConvexSet
+from formulations.sets.base import ConvexSet
 from formulations.support import Region
 from verification.decision import Decision
+from verification.dual_network.search import DualSearch
 from verification.evidence import InnerSlopes
 from verification.lirpa import BoundEngine, BoundMethod
 from verification.model import batch_of, decide, linearise, outputs, stack
 from verification.radii import CertifiedRadii, CertifiedRadius, CertifiedRow, SearchStop
-from verification.radius_search import RadiusSearch
+from verification.radius_search import FAR, RadiusSearch
 from verification.relu_chain import ReluChain
-
-if TYPE_CHECKING:
-    from verification.dual_network.search import DualSearch
 
 PASSES = 25
 TOLERANCE = 1e-3
@@ -44,7 +41,6 @@ ASCENT = 40  # steps for sets that are no boxes: on the credit polytope 120 gain
 DUAL = "dual-network"
 METHODS = (*(how.label for how in BoundMethod), DUAL)
 AHEAD = 1.02  # times CROWN's radius: where the search with better slopes begins
-FAR = 1e6  # first radius, in units of 1 + ‖x0‖, when nothing else gives a scale
 
 
 def certified_radius(
@@ -120,8 +116,6 @@ def certified_radius(
         start = _after(plain, torch.nonzero(real).tolist() if per_rival else None, start)
     search: RadiusSearch | DualSearch
     if how is None:
-        from verification.dual_network.search import DualSearch
-
         assert chain is not None
         search = DualSearch(
             chain, x[owner], Q, s, torch.ones_like(s, dtype=torch.bool) if per_rival else real, search_region, norm, parts, start
@@ -156,16 +150,6 @@ def dual_chain(engine: BoundEngine, norm: Norm, constraints: ConvexSet | None) -
             "from the sets of this package."
         )
     return ReluChain.from_model(engine.model, engine.input_shape, device=engine.device)
-
-
-def check_inside(parts: tuple[Part, ...], n: int) -> None:
-    """Raises InputError where δ = 0 violates a part (over the change, for n inputs), naming it and the violation."""
-    for i in range(n):
-        for part in parts:
-            piece = part.piece.at(i)
-            gap = piece.violation(np.zeros(piece.dim))
-            if not gap <= FEASIBILITY:
-                raise InputError(f"x0: input {i} lies outside the constraint {part.name!r} by {gap:.3g}; move it inside or widen the set.")
 
 
 def _network(

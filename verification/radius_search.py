@@ -23,6 +23,7 @@ from verification.radii import SearchStop
 
 Progress = Callable[[int, int], None]
 COVERS = 1 + 1e-9  # a radius this far beyond the set's reach certainly covers it
+FAR = 1e6  # first radius, in units of 1 + ‖x0‖, when nothing else gives a scale
 HORIZON = 1e12  # a certified radius beyond which the search climbs no further
 
 

@@ -26,14 +26,15 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.norms import INF, Norm
-from formulations.programs import relative_parts
+from formulations.programs import check_inside, relative_parts
 from formulations.sets.base import ConvexSet
 from formulations.support import Region
 from verification.capped import CappedRows
 from verification.decision import Decision
 from verification.lirpa import BoundEngine, BoundMethod
 from verification.model import batch_of, decide, linearise, margins, outputs, stack
-from verification.radius import ASCENT, FAR, check_inside
+from verification.radius import ASCENT
+from verification.radius_search import FAR
 
 if TYPE_CHECKING:
     import pandas as pd

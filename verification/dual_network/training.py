@@ -12,14 +12,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from formulations.norms import INF, Array, Norm
-from formulations.programs import relative_parts
+from formulations.programs import check_inside, relative_parts
 from formulations.sets.base import ConvexSet
 from formulations.support import Region
 from verification.decision import Decision
 from verification.dual_network.network import SETTLING, DualNetwork
 from verification.dual_network.rows import FrozenRows
 from verification.model import batch_of, decide, linearise, outputs, stack
-from verification.radius import FAR, check_inside
+from verification.radius_search import FAR
 from verification.relu_chain import ReluChain
 
 STEPS, RATE = 200, 0.05
