@@ -122,7 +122,7 @@ def test_options_of_the_explainer_are_checked(options: dict[str, Any], words: st
 
 
 CALLS: list[tuple[Callable[[], Any], str]] = [
-    (lambda: lde.certified_radius(NET, X, max_passes=0), "max_passes=0"),
+    (lambda: lde.certified_radius(NET, X, max_passes=-1), "max_passes=-1"),
     (lambda: lde.certified_radius(NET, X, tolerance=np.nan), "tolerance=nan"),
     (lambda: lde.certified_radius(NET, X, seconds=-1), "seconds=-1"),
     (lambda: lde.certified_radius(NET, X, upper=[1.0, 2.0]), r"shape \(2,\) for 1 inputs"),

@@ -168,12 +168,12 @@ def _network(
 
 def _limits(max_passes: int, tolerance: float, seconds: float | None, upper: ArrayLike | None) -> Array | None:
     """`upper` as an array. Raises InputError on limits that no search can keep."""
-    if whole("max_passes", max_passes) < 1:
-        raise InputError(f"max_passes={max_passes} must be at least 1.")
+    if whole("max_passes", max_passes) < 0:
+        raise InputError(f"max_passes={max_passes} must not be negative.")
     if not tolerance >= 0:
         raise InputError(f"tolerance={tolerance} must be a number ≥ 0, such as {TOLERANCE}.")
-    if seconds is not None and not seconds > 0:
-        raise InputError(f"seconds={seconds} must be positive; leave it out for no limit.")
+    if seconds is not None and not seconds >= 0:
+        raise InputError(f"seconds={seconds} must not be negative; leave it out for no limit.")
     return None if upper is None else np.atleast_1d(array("upper", upper))
 
 

@@ -54,7 +54,7 @@ def validity_plot(table: pd.DataFrame) -> Figure:
         ax.invert_yaxis()
         ax.set_xlim(0, 1.32)
         ax.set_xticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
-        ax.set_xlabel("share of inputs whose local model's radius is true of the network")
+        ax.set_xlabel("share of inputs, by what is known of the local model's radius")
         ax.grid(axis="x", color=GRID)
         ax.set_axisbelow(True)
         data = ", ".join(sorted(set(table.data)))
