@@ -256,7 +256,7 @@ def test_what_mixes_or_recurs_is_refused(encoder: Callable[[], nn.Module]) -> No
             h = self.encoder(x.reshape(-1, 4, 3).repeat(1, 1, 2)[..., :4])
             return self.last((h[0] if isinstance(h, tuple) else h).mean(1))
 
-    with pytest.raises(InputError, match="cannot be bounded|in other company"):
+    with pytest.raises(InputError, match=r"cannot be bounded|in other company"):
         BoundEngine(seeded(Recurrent), (12,))
 
 
