@@ -31,6 +31,7 @@ CURVES: dict[str, tuple[curves.Curve, Callable[[Tensor], Tensor]]] = {
     "relu6": (curves.clipped(0.0, 6.0), F.relu6),
     "square": (curves.SQUARE, torch.square),
     "root": (curves.ROOT, lambda z: z.clamp(min=0).sqrt()),
+    "log sigmoid": (curves.LOG_SIGMOID, F.logsigmoid),
 }
 WIDTHS = (1e-12, 1e-8, 1e-3, 0.1, 1.0, 8.0, 60.0)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from formulations.norms import Norm
 from formulations.support import Region
@@ -64,3 +66,34 @@ def test_a_radius_that_crosses_far_activations_ends_before_the_flip(layer: nn.Mo
             net[0].bias.fill_(1000.0 * at)
         for method in ("crown", "alpha-crown"):
             assert certified_radius(net, np.zeros(1), 2, method=method).lower[0] <= abs(at)
+
+
+class Through(nn.Module):
+    """A function of four hidden values between two affine layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.first, self.last = function, nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize("function", [nn.LogSigmoid(), lambda z: torch.log(torch.sigmoid(z)), lambda z: torch.log(1e-14 + z.square())])
+def test_rows_through_logarithms_of_small_numbers_lie_below_the_network(function: Callable[[Tensor], Tensor]) -> None:
+    """The library cuts logarithms off at 1e-12, where log σ(z) is for z below −27."""
+    for seed, size in enumerate((1.0, 10.0, 60.0)):
+        torch.manual_seed(seed)
+        rng = np.random.default_rng(seed)
+        net = Through(function).double()
+        with torch.no_grad():
+            net.first.weight.mul_(size)
+        x, Q = torch.as_tensor(rng.normal(size=(1, 2))), torch.tensor([[[1.0, -1.0]]], dtype=torch.float64)
+        engine = BoundEngine(net, (2,))
+        for r in (0.01, 1.0, 5.0):
+            inside = rng.normal(size=(2000, 2))
+            inside *= (r * np.sqrt(rng.random(2000)) / np.linalg.norm(inside, axis=1))[:, None]
+            with torch.no_grad():
+                y = net(x + torch.as_tensor(inside))
+            row = engine.rows(x, Q, torch.zeros(1, 1, dtype=torch.float64), Region.build(Norm(2), (), np.array([r]), 2))
+            assert (torch.as_tensor(inside) @ row.a[0, 0] + row.b[0, 0] <= y[:, 0] - y[:, 1]).all()

@@ -167,6 +167,8 @@ GELU = Curve(
     (-1, 1, -1),
 )
 TANH_GELU_BEND = 1.418504008790828  # the positive zero of f''
+LOG = Curve(torch.log, torch.reciprocal, bends=(-1,), floor=0.0)
+LOG_SIGMOID = Curve(torch.nn.functional.logsigmoid, lambda z: torch.sigmoid(-z), bends=(-1,))
 TANH_GELU = Curve(lambda z: z * _tanh_gate(z)[0], _tanh_gelu_slope, (-TANH_GELU_BEND, TANH_GELU_BEND), (-1, 1, -1))
 SILU_BEND = 2.3993572805154675  # the positive zero of f'': z·tanh(z/2) = 2
 SILU = Curve(lambda z: z * torch.sigmoid(z), _silu_slope, (-SILU_BEND, SILU_BEND), (-1, 1, -1))

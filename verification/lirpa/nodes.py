@@ -5,7 +5,7 @@
     lde::Normal         z·(mean z² + ε)^{−½} over the last axes, for z of mean 0
     onnx::MatMul        of two computed values, by McCormick's planes; of one, the library's
     onnx::Div           by a computed value: McCormick's planes over lines of the reciprocal; by a constant, the library's
-    onnx::Sqrt          a curve: the library's bounds of it are wrong
+    onnx::Sqrt, Log     curves: the library's bounds of them are wrong, of the logarithm below 1e-12
 
 and those of its own that are mended (mended.py, sigmoids.py). symbols.py says which torch functions become which. Importing this file imports the library.
 """
@@ -35,6 +35,8 @@ CURVES: dict[str, Callable[..., curves.Curve]] = {
     "hard sigmoid": lambda: curves.HARD_SIGMOID,
     "square": lambda: curves.SQUARE,
     "root": lambda: curves.ROOT,
+    "log": lambda: curves.LOG,
+    "log sigmoid": lambda: curves.LOG_SIGMOID,
 }
 
 
@@ -65,6 +67,11 @@ class BoundCurve(lib.BoundActivation):  # type: ignore[misc, name-defined]
 class BoundRoot(BoundCurve):
     def __init__(self, attr: Any, inputs: Any, output_index: int, options: Any) -> None:
         super().__init__({**attr, "name": "root"}, inputs, output_index, options)
+
+
+class BoundLog(BoundCurve):
+    def __init__(self, attr: Any, inputs: Any, output_index: int, options: Any) -> None:
+        super().__init__({**attr, "name": "log"}, inputs, output_index, options)
 
 
 class Planes(lib.Bound):  # type: ignore[misc, name-defined]
@@ -244,6 +251,7 @@ def _dense(A: Any) -> Tensor:
 OPERATORS: dict[str, Any] = {
     "lde::Curve": BoundCurve,
     "onnx::Sqrt": BoundRoot,
+    "onnx::Log": BoundLog,
     "lde::Softmax": BoundSoftmax,
     "lde::Normal": BoundNormal,
     "onnx::MatMul": BoundMatMul,

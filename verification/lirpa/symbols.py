@@ -144,6 +144,7 @@ SYMBOLS: dict[str, Callable[..., Any]] = {
     "aten::hardtanh": _hardtanh,
     "aten::hardtanh_": _hardtanh,
     "aten::layer_norm": _layer_norm,
+    "aten::log_sigmoid": _plain("log sigmoid"),
     "aten::mish": _plain("mish"),
     "aten::pow": _pow,
     "aten::relu6": lambda g, x: _curve(g, x, "clipped", 0.0, 6.0),
