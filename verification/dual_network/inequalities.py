@@ -137,6 +137,11 @@ class Inequalities:
         back: Tensor = w[:, : self.dim] + self.link.back(w[:, None, self.dim :])[:, 0]
         return back
 
+    def of_entries(self, caps: Tensor) -> Tensor:
+        """Numbers of the caps (…, C), to each pair and tail that of its own."""
+        k = caps.shape[-1] - self.cones.count
+        return torch.cat([caps[..., :k], caps[..., k:][..., self.cones.labels]], -1) if self.cones.count else caps
+
     def gather(self, w: Tensor, of: tuple[slice, ...]) -> Tensor:
         return torch.cat([w[:, s] for s in of], -1) if of else w[:, :0]
 
@@ -220,12 +225,13 @@ class Complementarity:
     @staticmethod
     def about(of: Inequalities, y: Tensor, z: Tensor) -> Complementarity:
         k = of.straight
-        W = torch.where(of.finite[:, :k], z[:, :k] / y[:, :k], 0.0)
+        W = z[:, :k] / y[:, :k]  # 0 where y = 1 and z = 0 stand for what is not there
         return Complementarity(of, y[:, :k], z[:, :k], W, Scaling.between(of.cones, y[:, k:], z[:, k:]))
 
     def _join(self, numbers: Tensor, cones: Tensor) -> Tensor:
         k = self.of.straight
-        return torch.cat([torch.where(self.of.finite[:, :k], numbers, 0.0), cones], -1)
+        there = torch.where(self.of.finite[:, :k], numbers, 0.0)
+        return torch.cat([there, cones], -1) if cones.shape[1] else there
 
     def products(self) -> Tensor:
         """y z, and λ∘λ."""

@@ -181,5 +181,6 @@ def _start(link: CutCoupling, lo: Tensor, hi: Tensor, h: Tensor, p: float, bands
 
 
 def _mean(of: Inequalities, y: Tensor, z: Tensor) -> Tensor:
-    """μ = y·z over numbers and cones (R, 1), those numbers that are there."""
-    return torch.where(of.finite, y * z, 0.0).sum(-1, keepdim=True) / of.degree
+    """μ = y·z over numbers and cones (R, 1); of numbers that are not there z = 0."""
+    mean: Tensor = torch.linalg.vecdot(y, z).unsqueeze(-1) / of.degree
+    return mean

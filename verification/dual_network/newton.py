@@ -23,13 +23,12 @@ from verification.dual_network.inequalities import Complementarity, Inequalities
 
 @dataclass(frozen=True, eq=False)
 class Newton:
-    """The equations about one point. Of caps: total (R, C); of pairs and tails, each with its cap `owner`: lean (R, X); of w: weight; held: full rows, the row."""
+    """The equations about one point. Of caps: total (R, C); of pairs and tails: lean (R, X); of w: weight; held: full rows, the row."""
 
     of: Inequalities
     at: Complementarity
     total: Tensor
     lean: Tensor
-    owner: Tensor
     weight: Tensor
     held: list[int]
     C: Tensor
@@ -45,7 +44,6 @@ class Newton:
         pairs, d, shared = W.plus + W.minus, of.dim, of.p == INF
         total = torch.cat([pairs, alpha], -1)
         lean = torch.cat([(W.plus - W.minus) / pairs, tilt], -1)
-        owner = torch.cat([torch.arange(pairs.shape[1], device=pairs.device), pairs.shape[1] + of.cones.labels])
         weigh = torch.cat([4 * W.plus * W.minus / pairs, own], -1)
         if shared:
             weigh[:, :d] = pairs[:, :d]
@@ -56,9 +54,11 @@ class Newton:
         factor = bands.factor(torch.cat([diagonal, beside], -1), room)
         columns = [(W.minus - W.plus)[:, :d]] if shared else []
         corner = [pairs[:, :d].sum(-1)] if shared else []
+        none = torch.zeros_like(W.up)
         for j, ball in enumerate(of.balls):
-            mine = (owner >= ball.start) & (owner < ball.stop)
-            columns.append(of.pull(of.spread(torch.zeros_like(W.up), torch.where(mine, lean * of.load[:, owner], 0.0))))
+            mine = torch.zeros_like(of.load)
+            mine[:, ball] = of.load[:, ball]
+            columns.append(of.pull(of.spread(none, lean * of.of_entries(mine))))
             corner.append(-((of.load[:, ball].square() / total[:, ball]).sum(-1) + 1 / W.budgets[:, j]))
         held = [*(d + row for row in bands.full.tolist()), weight.shape[1] - 1]
         for row in held[:-1]:
@@ -70,7 +70,7 @@ class Newton:
         C = torch.stack(columns, -1)
         MC = factor.solve(C)
         schur = torch.linalg.lu_factor_ex(torch.diag_embed(torch.stack(corner, -1)) - C.mT @ MC)
-        return Newton(of, at, total, lean, owner, weight, held, C, MC, (schur.LU, schur.pivots), factor)
+        return Newton(of, at, total, lean, weight, held, C, MC, (schur.LU, schur.pivots), factor)
 
     def step(self, slopes: tuple[Tensor, Tensor], residual: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(Δv, Δc, Δz) for which, to first order, slopes and residuals vanish and the products fall by `products`."""
@@ -81,7 +81,7 @@ class Newton:
         caps = torch.cat([part.plus + part.minus, heads], -1) - slopes[1]
         loose = caps / self.total  # Δc = lean Δw + loose − ω Δζ/total
         force = torch.cat([part.plus - part.minus, -tails], -1)
-        pushed = force - self.lean * caps[:, self.owner]
+        pushed = force - self.lean * of.of_entries(caps)
         if shared:
             pushed[:, :d] = force[:, :d]
         push = of.spread(part.up - part.down, pushed)
@@ -99,7 +99,7 @@ class Newton:
         w = of.image(dv)
         follow = self.lean * of.gather(w, (*of.pairs, *of.tails))
         pairs = follow.shape[1] - len(of.cones.labels)
-        dc = torch.cat([follow[:, :pairs], of.cones.sums(follow[:, pairs:])], -1) + loose
+        dc = (torch.cat([follow[:, :pairs], of.cones.sums(follow[:, pairs:])], -1) if of.cones.count else follow) + loose
         if shared:
             dc[:, norm] = beta[:, :1]
         prices = beta[:, int(shared) : int(shared) + len(of.balls)]
