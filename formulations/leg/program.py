@@ -105,6 +105,11 @@ class LegProgram:
         return self.perturbation.solve(self.moments).reshape(self.grid.shape)
 
     @cached_property
+    def _centre(self) -> Array:
+        """b/σ² (m,): what the edge differences of the edge scheme are at L = 0."""
+        return self.edge_moments / self.perturbation.variance
+
+    @cached_property
     def _mean(self) -> float:
         return float(self.empirical.mean())
 
@@ -135,11 +140,8 @@ class LegProgram:
 
     def bounds(self, level: float) -> tuple[Array, Array]:
         """(lo, hi) of the edge differences, for the edge scheme."""
-        s2 = self.perturbation.variance
-        lo, hi = self.edge_moments - level, self.edge_moments + level
-        lo /= s2
-        hi /= s2
-        return lo, hi
+        radius = level / self.perturbation.variance
+        return self._centre - radius, self._centre + radius
 
     # ---- solving --------------------------------------------------------------------------------------------------------------
 
@@ -153,10 +155,12 @@ class LegProgram:
         level, chosen = _level(level), self._solver(solver, fast=self.grid.pixels >= _LARGE)
         if level >= self.maximal_level:
             return self._constant(level, chosen, time.perf_counter())
-        tree = self._tree(chosen)
+        if chosen == "pivots":
+            found = self._by_pivots([level], time_limit)[0]
+            return found or self._by_cuts(level, None, time_limit)[0]
+        if chosen == "cuts":
+            return self._by_cuts(level, None, time_limit)[0]
         begun = time.perf_counter()
-        if chosen in _NETWORK:
-            return self._by_network(level, tree, None, time_limit, begun)[0]
         from formulations.leg.linear import solve_linear
 
         return self._certified(*solve_linear(self, level, chosen, time_limit), level, chosen, begun)
@@ -170,37 +174,46 @@ class LegProgram:
         """
         wanted = np.array([_level(v) for v in levels])
         chosen = self._solver(solver, fast=True)
-        tree, state = self._tree(chosen), None
-        found: dict[int, LegSolution] = {}
-        for k in np.argsort(-wanted, kind="stable"):
+        order = np.argsort(-wanted, kind="stable")
+        found: dict[int, LegSolution | None] = {}
+        if chosen == "pivots":
+            inner = order[wanted[order] < self.maximal_level]
+            found = dict(zip(inner.tolist(), self._by_pivots(wanted[inner], time_limit), strict=True))
+        state = None
+        for k in order.tolist():
             level = float(wanted[k])
             if chosen in _NETWORK and level < self.maximal_level:
-                found[int(k)], state = self._by_network(level, tree, state, time_limit, time.perf_counter())
+                if found.get(k) is None:
+                    found[k], state = self._by_cuts(level, state, time_limit)
             else:
-                found[int(k)] = self.solve(level, solver=chosen, time_limit=time_limit)
+                found[k] = self.solve(level, solver=chosen, time_limit=time_limit)
         return tuple(found[k] for k in range(len(wanted)))
 
-    def _by_network(
-        self, level: float, tree: NetworkSimplex | None, state: Circulation | None, time_limit: float | None, begun: float
-    ) -> tuple[LegSolution, Circulation]:
-        """By pivots where there is a tree and they close the gap, else by cuts."""
+    def _by_cuts(self, level: float, state: Circulation | None, time_limit: float | None) -> tuple[LegSolution, Circulation]:
+        begun = time.perf_counter()
         lo, hi = self.bounds(level)
-        found = None if tree is None else tree.solve(lo, hi, time_limit)
-        if found is not None:
-            solution = self._from_pivots(found, lo, hi, level, begun)
-            if solution is not None:
-                return solution, found
-        left = None if time_limit is None else time_limit - (time.perf_counter() - begun)
-        found = solve_circulation(self.grid.shape, lo, hi, start=state, time_limit=left)
+        found = solve_circulation(self.grid.shape, lo, hi, start=state, time_limit=time_limit)
         return self._from_circulation(found, lo, hi, level, begun), found
 
-    def _tree(self, solver: str) -> NetworkSimplex | None:
-        """The tree at z = 0, with its loops loaded; None for other solvers and where a grid has no faces."""
-        if solver != "pivots" or min(self.grid.shape) < 2:
-            return None
+    def _by_pivots(self, levels: Array, time_limit: float | None) -> list[LegSolution | None]:
+        """At falling levels below L_max; None where z is no circulation, the gap is open or the map not feasible. Seconds are divided among them."""
         from formulations.leg.simplex import NetworkSimplex
-
-        return NetworkSimplex(*self.grid.shape)
+        h, w = self.grid.shape
+        if h<2 or w<2 or not len(levels): return [None]*len(levels)
+        begun = time.perf_counter()
+        levels=np.asarray(levels); variance=self.perturbation.variance
+        tree = NetworkSimplex(h, w, self._centre)
+        values, maps, multipliers = tree.follow(levels / variance, self._mean, variance, time_limit)
+        objective, lower, violation = values.T
+        good = (objective - lower <= _CLOSED * objective) & (violation <= _TIGHT * (tree.largest + levels/variance))
+        seconds = (time.perf_counter() - begun)/len(levels)
+        M=self.maximal_level
+        return [
+            LegSolution(maps[k].reshape(h, w), o,l, multipliers[k], L,M,v, "pivots", seconds)
+            if ok
+            else None
+            for k, (ok,o,l,v,L) in enumerate(zip(good.tolist(),objective.tolist(),lower.tolist(),violation.tolist(),levels.tolist()))
+        ]
 
     def _solver(self, solver: str | None, *, fast: bool) -> str:
         """What is meant by `solver`; `fast`: the compiled loops are worth loading."""
@@ -238,18 +251,6 @@ class LegProgram:
         u = np.where(lo > 0, 1.0, np.where(hi < 0, -1.0, np.clip(z, -1.0, 1.0)))  # the best split z = u − σ²y
         y = (u - z) / self.perturbation.variance
         return LegSolution(g, c.objective, lower, y, level, self.maximal_level, violation, "cuts", time.perf_counter() - begun)
-
-    def _from_pivots(self, c: Circulation, lo: Array, hi: Array, level: float, begun: float) -> LegSolution | None:
-        """As `_from_circulation`, compiled; None where z is no circulation, the gap is open or the map not feasible."""
-        from formulations.leg.sides import both_sides, conserved
-
-        w, g, y = self.grid.width, np.empty(self.grid.shape), np.empty(self.grid.edges)
-        if not conserved(w, c.flow):
-            return None
-        objective, lower, violation = both_sides(w, c.potentials, self._mean, c.flow, lo, hi, self.perturbation.variance, g.ravel(), y)
-        found = LegSolution(g, objective, lower, y, level, self.maximal_level, violation, "pivots", time.perf_counter() - begun)
-        largest = (self.maximal_level + level) / self.perturbation.variance
-        return found if found.relative_gap <= _CLOSED and violation <= _TIGHT * largest else None
 
     def _certified(self, g: Array, u: Array, y: Array, level: float, solver: str, begun: float) -> LegSolution:
         """Both values from a solver's (g, u, y), made feasible by us: g is drawn towards the empirical LEG, (u, y) repaired and scaled into |u| ≤ 1."""

@@ -1,116 +1,127 @@
 r"""Both sides of LEG-TV at a map and a circulation, in one pass over the edges, compiled by numba (the extra `fast`).
 
-What `LegProgram` evaluates with arrays for every solver; a path that asks for both sides at fifty levels would spend much of its time on that.
+What `LegProgram` evaluates with arrays for every solver; a path that asks for both sides at fifty levels would spend much of its time on that. Edge x joins
+pixel x to the one below and edge p + x to the one on its right, as in `formulations.leg.tree`: those that would leave the grid carry nothing, have no
+difference and are centred at 0, so that they add nothing to either side, and all edges are two long lines.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from formulations.leg.tree import any_order, compiled
+from formulations.leg.tree import Table, any_order, compiled
 from formulations.norms import Array
 
-Integers = NDArray[np.int64]
 _PART = 256  # edges that are looked at together, at the least
 
 
 @compiled
-def conserved(w: int, z: Integers) -> bool:
-    """Whether Dᵀz = 0, in integers."""
-    h = (len(z) + w) // (2 * w - 1)
-    right = (h - 1) * w  # the first horizontal edge
-    for i in range(h):
-        for j in range(w):
-            net = 0
-            if i > 0:
-                net += z[(i - 1) * w + j]
-            if i < h - 1:
-                net -= z[i * w + j]
-            if j > 0:
-                net += z[right + i * (w - 1) + j - 1]
-            if j < w - 1:
-                net -= z[right + i * (w - 1) + j]
-            if net != 0:
-                return False
-    return True
+def conserved(w: int, z: Table) -> bool:
+    """Whether Dᵀz = 0, in integers, and nothing leaves the grid."""
+    p = len(z) // 2
+    down, right = z[:p], z[p:]
+    amiss = 0
+    for x in range(p - w, p):
+        amiss |= down[x]
+    for x in range(w - 1, p, w):
+        amiss |= right[x]
+    amiss |= down[0] + right[0]
+    for x in range(1, w):
+        amiss |= right[x - 1] - down[x] - right[x]
+    for x in range(w, p):  # the last pixel of a row has nothing on its right
+        amiss |= down[x - w] + right[x - 1] - down[x] - right[x]
+    return amiss == 0
 
 
 @compiled
-def _terms(t: Array, z: Integers, lo: Array, hi: Array, variance: float, terms: Array, rough: Array, y: Array) -> int:
-    """Per edge the term of −φ*(z), what its rounding is small against, and the multiplier (u − z)/σ² of the best split z = u − σ²y.
+def _differences(heads: Array, tails: Array, exists: Array, centre: Array, radius: float, t: Array) -> int:
+    """t per edge, and how many lie outside [lo, hi].
 
-    How many t lie outside [lo, hi]. No branch and no sum, so that the processor takes several edges at once.
+    Here as in the next two there is no branch, no sum and few tables, so that the processor takes several edges at once.
     """
     outside = 0
-    for e in range(len(t)):
-        flow, low, high = float(z[e]), lo[e], hi[e]
-        near = min(max(low, 0.0), high)
-        terms[e] = min(min(abs(low) - flow * low, abs(high) - flow * high), abs(near) - flow * near)
-        # for |z| ≤ 1 a term is 0, |t| or 2|t|, without rounding
-        rough[e] = (abs(flow) + 1) * max(abs(low), abs(high)) if abs(flow) > 1 else 0.0
-        inner = min(max(flow, -1.0), 1.0)
-        u = 1.0 if low > 0 else (-1.0 if high < 0 else inner)
-        y[e] = (u - flow) / variance
-        outside += not ((t[e] >= low) & (t[e] <= high))
+    for e in range(len(centre)):
+        t[e] = (heads[e] - tails[e]) * exists[e]
+        outside += not (abs(t[e] - centre[e]) <= radius)
     return outside
 
 
 @compiled
-def _differences(image: Array, first: int, rows: int, length: int, w: int, step: int, t: Array) -> None:
-    """image[x + step] − image[x] at the first `length` pixels x of each of the rows from pixel `first` on."""
-    for i in range(rows):
-        for j in range(length):
-            x = first + i * w + j
-            t[i * length + j] = image[x + step] - image[x]
+def _terms(z: Table, centre: Array, radius: float, terms: Array, rough: Array) -> None:
+    """Per edge the term of −φ*(z), and what its rounding is small against."""
+    for e in range(len(centre)):
+        flow, lo, hi = float(z[e]), centre[e] - radius, centre[e] + radius
+        near = min(max(lo, 0.0), hi)
+        least = hi if flow > 1 else (lo if flow < -1 else near)  # where |t| − z t is least on [lo, hi]
+        terms[e] = abs(least) - flow * least
+        # for |z| ≤ 1 a term is 0, |t| or 2|t|, without rounding
+        rough[e] = (abs(flow) + 1) * (abs(centre[e]) + radius) if abs(flow) > 1 else 0.0
+
+
+@compiled
+def _multipliers(z: Table, centre: Array, radius: float, inverse: float, y: Array) -> None:
+    """(u − z)/σ² of the best split z = u − σ²y."""
+    for e in range(len(centre)):
+        flow = float(z[e])
+        u = 1.0 if centre[e] > radius else (-1.0 if centre[e] < -radius else min(max(flow, -1.0), 1.0))
+        y[e] = (u - flow) * inverse
 
 
 @any_order
-def _sum(values: Array) -> float:
+def _sums(t: Array, terms: Array, rough: Array) -> tuple[float, float, float, float]:
+    """Σ|t|, Σ terms, Σ|terms|, Σ rough."""
+    total, value, size, slack = 0.0, 0.0, 0.0, 0.0
+    for k in range(len(t)):
+        total += abs(t[k])
+        value += terms[k]
+        size += abs(terms[k])
+        slack += rough[k]
+    return total, value, size, slack
+
+
+@any_order
+def _mean(values: Array) -> float:
     total = 0.0
     for k in range(len(values)):
         total += values[k]
-    return total
-
-
-@any_order
-def _sum_of_sizes(values: Array) -> float:
-    total = 0.0
-    for k in range(len(values)):
-        total += abs(values[k])
-    return total
+    return total / len(values)
 
 
 @compiled
 def both_sides(
-    w: int, g: Array, mean: float, z: Integers, lo: Array, hi: Array, variance: float, image: Array, y: Array
+    w: int, image: Array, mean: float, z: Table, centre: Array, radius: float, variance: float, y: Array
 ) -> tuple[float, float, float]:
-    """(Σ|t|, a lower bound of the optimum, the largest violation) at the map `image`, g moved to the given mean, and the circulation z; y are the multipliers.
+    """(Σ|t|, a lower bound of the optimum, the largest violation) at the map `image`, which is moved to the mean, and the circulation z; y are the multipliers.
 
     The bound is that of `formulations.leg.network.circulation_value`, but here the sums of the parts, too, are added in floating point.
     """
-    h, p = len(g) // w, len(g)
-    moved = mean - _sum(g) / p
-    for x in range(p):
-        image[x] = g[x] + moved  # plateaus stay exactly flat: one constant is added to equal numbers
-    rows = 1 + _PART // w  # whole rows at a time, so that what is written is read again from the cache
-    t, terms, rough = np.empty(rows * w), np.empty(rows * w), np.empty(rows * w)
-    violation, total, value, size, slack = 0.0, 0.0, 0.0, 0.0, 0.0
+    p, rows = len(image), 1 + _PART // w  # whole rows at a time, so that what is written is read again from the cache
+    image += mean - _mean(image)  # plateaus stay exactly flat: one constant is added to equal numbers
+    exists, t, terms, rough, some = np.ones(rows * w), np.empty(rows * w), np.empty(rows * w), np.empty(rows * w), np.empty(rows * w)
+    violation, total, value, size, slack, inverse = 0.0, 0.0, 0.0, 0.0, 0.0, 1.0 / variance
     for turn in range(2):  # vertical edges, horizontal ones
-        count, length, step = (h - 1, w, w) if turn == 0 else (h, w - 1, 1)
-        for top in range(0, count, rows):
-            n = min(rows, count - top) * length
-            first = turn * (p - w) + top * length
-            _differences(image, top * w, min(rows, count - top), length, w, step, t)
-            here = slice(first, first + n)
-            if _terms(t[:n], z[here], lo[here], hi[here], variance, terms, rough, y[here]):
-                for k in range(n):
-                    excess = max(lo[first + k] - t[k], t[k] - hi[first + k])
+        end, step = (p - w, w) if turn == 0 else (p, 1)
+        if turn == 1:
+            exists[w - 1 :: w] = 0.0
+        for first in range(0, end, rows * w):
+            n = min(rows * w, end - first)
+            k = min(n, p - step - first)  # the last pixel of all has none on its right
+            flow, middle = z[turn * p + first : turn * p + first + n], centre[turn * p + first : turn * p + first + n]
+            t[n - 1] = 0.0
+            if _differences(image[first + step : first + step + k], image[first : first + k], exists, middle[:k], radius, t):
+                for e in range(k):
+                    excess = abs(t[e] - middle[e]) - radius
                     violation = max(violation, excess) if excess < np.inf else np.inf  # what is not a number is no map
-            total += _sum_of_sizes(t[:n])
-            value += _sum(terms[:n])
-            size += _sum_of_sizes(terms[:n])
-            slack += _sum(rough[:n])
+            _terms(flow, middle, radius, terms, rough)
+            if turn == 0:
+                _multipliers(flow, middle, radius, inverse, y[first : first + n])
+            else:
+                _multipliers(flow, middle, radius, inverse, some)
+                for i in range(n // w):
+                    line = p - w + (first // w + i) * (w - 1)
+                    y[line : line + w - 1] = some[i * w : (i + 1) * w - 1]
+            a, b, c, d = _sums(t[:n], terms[:n], rough[:n])
+            total, value, size, slack = total + a, value + b, size + c, slack + d
     # any number is added to at most 2 _PART + w others of its part, and the sum of that to those of at most 2h more
-    slack = (4 * slack + (2 * _PART + w + 2 * h) * size) * 2.0**-52
+    slack = (4 * slack + (2 * _PART + w + 2 * (p // w)) * size) * 2.0**-52
     return total, value - slack if value > slack else min(value, 0.0), violation

@@ -11,8 +11,8 @@ the edge itself) meets a kink. When no edge can enter, g and z are both optimal.
 a basis. Trees are kept strongly feasible (some flow can always be pushed from any pixel to the root), which rules out cycling (Cunningham 1976). Nearly all
 pivots push nothing: a kink that is none, such as z = 0, would be one more place to stop at, and costs two pivots in three.
 
-The loops are in `formulations.leg.pivots` and `formulations.leg.tree`. Nothing rests on them: `NetworkSimplex.solve` hands out g and z, and both sides are
-evaluated elsewhere, where it is counted in integers whether z is a circulation.
+The loops are in `formulations.leg.pivots` and `formulations.leg.tree`. Nothing rests on them: both sides are evaluated at the g and z that they leave, by
+`formulations.leg.sides`, where it is counted in integers whether z is a circulation.
 """
 
 from __future__ import annotations
@@ -22,40 +22,59 @@ import time
 
 import numpy as np
 
-from formulations.leg.network import Circulation, Integers
-from formulations.leg.pivots import FLOW, LEAST, MOST, PIECE, improve
+from formulations.leg.network import Integers
+from formulations.leg.path import follow
+from formulations.leg.pivots import CENTRE, FLOW, PIECE, carry
 from formulations.leg.tree import EDGE, plant
 from formulations.norms import Array
 
 _CHUNK = 2**15  # pivots between two looks at the clock: a tenth of a second on large grids
+_TOLERANCE = 1e-13  # of the largest bound: what an edge off the tree may exceed its slopes by
 
 
 class NetworkSimplex:
-    """A tree on an h × w grid, h, w ≥ 2, that goes on from one problem to the next."""
+    """A tree on an h × w grid, h, w ≥ 2, for differences within a radius of `centre` (m,), that goes on from one radius to the next."""
 
-    def __init__(self, h: int, w: int) -> None:
-        p = h * w
-        self.shape, self.root = (h, w), (h // 2) * w + w // 2
-        self.pixels, self.order = np.zeros((p, 5), dtype=np.int32), np.zeros((3, p), dtype=np.int32)
-        self.edges, self.limits = np.zeros((3, 2 * p), dtype=np.int32), np.zeros((5, 2 * p))
-        self.potentials, self._queue = np.zeros(p), np.zeros(2 * p, dtype=np.int32)
+    def __init__(self, h: int, w: int, centre: Array) -> None:
+        p, down = h * w, (h - 1) * w
+        self.shape, self.root, self.radius, self.largest = (h, w), (h // 2) * w + w // 2, math.inf, float(np.abs(centre).max())
+        self.pixels, self.order = np.empty((p, 5), dtype=np.int32), np.empty((3, p), dtype=np.int32)
+        self.edges, self.limits = np.zeros((2, 2 * p), dtype=np.int32), np.empty((3, 2 * p))
+        self.potentials, self._queue = np.empty(p), np.empty(2 * p, dtype=np.int32)
         plant(self.root, w, self.pixels, self.order)
-        outside = np.zeros((2, h, w), dtype=bool)
-        outside[0, -1], outside[1, :, -1] = True, True
-        self.edges[PIECE] = np.where(outside.ravel(), 1, -1)
-        self.edges[PIECE, np.delete(self.pixels[:, EDGE], self.root)] = 1
-        self.limits[LEAST], self.limits[MOST] = -np.inf, np.inf
+        middle, piece = self.limits[CENTRE], self.edges[PIECE]
+        middle[:down], middle[p:].reshape(h, w)[:, :-1] = centre[:down], centre[down:].reshape(h, w - 1)
+        middle[down:p] = middle[p + w - 1 :: w] = 0.0
+        piece[:] = -1
+        piece[self.pixels[:, EDGE]] = 1  # the root's −1 is the last edge, which leaves the grid, as do these
+        piece[down:p] = piece[p + w - 1 :: w] = 1
 
-    def solve(self, lo: Array, hi: Array, time_limit: float | None = None) -> Circulation | None:
-        """Optimal g and z for lo ≤ hi; None where the time or the patience (a hundred pivots an edge) is over, and the tree can go on from there."""
-        deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+    def follow(self, radii: Array, mean: float, variance: float, time_limit: float | None = None) -> tuple[Array, Array, Array]:
+        """Per radius (objective, lower, violation) (n, 3), the map (n, p) of the given mean and the multipliers (n, m) of the optimum.
+
+        The values are no numbers where z is no circulation, and where the time for one radius or the patience (a hundred pivots an edge) is over.
+        """
+        n, m = len(radii), len(self.flow)
+        values, maps, multipliers = np.full((n, 3), np.nan), np.empty((n, len(self.potentials))), np.empty((n, m))
         tables = (self.root, self.shape[1], self.pixels, self.order, self.edges, self.limits, self.potentials, self._queue)
-        for _ in range(1 + 100 * len(lo) // _CHUNK):
-            if time.monotonic() > deadline:
-                return None
-            if improve(*tables, lo, hi, _CHUNK):
-                return Circulation(self.shape, self.flow, self.potentials.copy(), 0)
-        return None
+        tolerances = _TOLERANCE * (self.largest + radii)
+        self._carry(radii[0])
+        k, begun, chunks = 0, time.monotonic(), 0
+        while k < n:
+            reached = follow(*tables, radii, tolerances, k, _CHUNK, mean, variance, values, maps, multipliers)
+            self.radius = float(radii[min(reached, n - 1)])
+            chunks = chunks + 1 if reached == k else 1
+            late = time_limit is not None and time.monotonic() > begun + time_limit
+            if reached < n and (late or chunks > 100 * m // _CHUNK):
+                reached += 1
+                self._carry(radii[min(reached, n - 1)])
+            if reached > k:
+                k, begun, chunks = reached, time.monotonic(), 0
+        return values, maps, multipliers
+
+    def _carry(self, radius: float) -> None:
+        carry(self.root, self.pixels, self.order, self.edges, self.limits, self.radius, radius, np.empty(len(self.potentials)), self.potentials)
+        self.radius = radius
 
     @property
     def flow(self) -> Integers:

@@ -1,0 +1,34 @@
+r"""A path of LEG-TV, level by level, in one compiled loop (numba, the extra `fast`): pivots until none is left, then both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from formulations.leg.pivots import CENTRE, FLOW, carry, improve
+from formulations.leg.sides import both_sides, conserved
+from formulations.leg.tree import Table, compiled_with
+from formulations.norms import Array
+
+OBJECTIVE, LOWER, VIOLATION = range(3)  # columns of `values` (n, 3)
+
+
+@compiled_with(nogil=True)
+def follow(
+    root: int, w: int, pixels: Table, order: Table, edges: Table, limits: Array, g: Array, queue: Table, radii: Array, tolerances: Array, first: int,
+    pivots: int, mean: float, variance: float, values: Array, maps: Array, multipliers: Array,
+) -> int:  # fmt: skip
+    """Radii from the one numbered `first` on, to which the tree was carried, with at most `pivots` pivots; the number of the one to be gone on with.
+
+    A level whose z is no circulation has values that are no numbers.
+    """
+    n = len(radii)
+    for k in range(first, n):
+        pivots = improve(w, pixels, order, edges, limits, g, queue, radii[k], tolerances[k], pivots)
+        if pivots < 0:
+            return k
+        carry(root, pixels, order, edges, limits, radii[k], radii[min(k + 1, n - 1)], maps[k], g)
+        if conserved(w, edges[FLOW]):
+            values[k, OBJECTIVE], values[k, LOWER], values[k, VIOLATION] = both_sides(
+                w, maps[k], mean, edges[FLOW], limits[CENTRE], radii[k], variance, multipliers[k]
+            )
+    return n
