@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -12,12 +13,12 @@ from hypothesis import strategies as st
 from formulations.errors import InputError
 from formulations.leg import program, simplex
 from formulations.leg.grid import Perturbation
-from formulations.leg.network import Circulation, circulation_value, faces_of
-from formulations.leg.pivots import FLOW, LEAST, MOST, PIECE
+from formulations.leg.network import circulation_value, faces_of
+from formulations.leg.pivots import CENTRE, FLOW, PIECE
 from formulations.leg.program import LegProgram
 from formulations.leg.sides import both_sides, conserved
-from formulations.leg.simplex import NetworkSimplex
-from formulations.leg.tree import AFTER, ANY, BEFORE, DEPTH, DOWN, EDGE, LAST, PARENT, UP
+from formulations.leg.simplex import NetworkSimplex, in_lines
+from formulations.leg.tree import AFTER, ANY, BEFORE, DEPTH, DOWN, EDGE, LAST, NONE, PARENT, UP
 
 pytest.importorskip("numba")
 
@@ -39,7 +40,8 @@ def drawn(h: int, w: int, seed: int, kind: str = "normal") -> LegProgram:
 
 def check_tree(tree: NetworkSimplex) -> None:
     """A spanning tree in preorder with its depths and rooms, z a circulation within its pieces, and room for a flow from every pixel to the root."""
-    (h, w), pixels, order, edges, limits = tree.shape, tree.pixels, tree.order, tree.edges, tree.limits
+    (h, w), edges, centre = tree.shape, tree.edges, tree.limits[CENTRE]
+    pixels, order = tree.pixels.astype(int), tree.order.astype(int)
     p, D = h * w, Perturbation(h, w).grid.D
     assert not (D.T @ tree.flow).any()
     inside = np.ones((2, h, w), dtype=bool)
@@ -59,12 +61,13 @@ def check_tree(tree: NetworkSimplex) -> None:
         assert place[pixels[x, PARENT]] < place[x]
         size[pixels[x, PARENT]] += size[x]
     assert order[DEPTH, tree.root] == 0
+    assert pixels[tree.root, PARENT] == pixels[tree.root, EDGE] == NONE
     for x in ring:
         assert pixels[x, LAST] == ring[place[x] + size[x] - 1]
         if x == tree.root:
             continue
         parent, e = pixels[x, PARENT], pixels[x, EDGE]
-        z, piece, lo, hi = edges[FLOW, e], edges[PIECE, e], limits[LEAST, e], limits[MOST, e]
+        z, piece, lo, hi = edges[FLOW, e], edges[PIECE, e], centre[e] - tree.radius, centre[e] + tree.radius
         assert {e % p, e % p + (w if e < p else 1)} == {x, parent}
         assert order[DEPTH, x] == order[DEPTH, parent] + 1
         ends = [-ANY, -1 if lo <= 0 else -ANY, 1 if hi >= 0 else ANY, ANY]  # where a bound has the sign of its neighbour, there is no kink
@@ -112,18 +115,41 @@ def test_the_optimum_falls_and_is_convex_along_the_path(kind: str) -> None:
     st.lists(st.floats(0, 1), min_size=1, max_size=5),
 )
 def test_the_tree_keeps_its_invariants(shape: tuple[int, int], kind: str, shares: list[float]) -> None:
-    p, tree = drawn(*shape, 3, kind), NetworkSimplex(*shape)
+    p = drawn(*shape, 3, kind)
+    lo, hi = p.bounds(0.0)
+    tree = NetworkSimplex(*shape, lo)
     check_tree(tree)
     for share in (*shares, 0.6, 0.0):  # up and down: any level is a start for any other
-        lo, hi = p.bounds(share * p.maximal_level)
-        found = tree.solve(lo, hi)
+        level = share * p.maximal_level
+        values, maps, _ = tree.follow(np.array([level / 0.1]), 0.0, 0.1)
         check_tree(tree)
-        assert found is not None
-        np.testing.assert_array_equal(faces_of(*shape).flow_of(found.heights), found.flow)
-        t, z, near = p.grid.D @ found.potentials, found.flow, np.clip(0.0, lo, hi)
+        assert np.isfinite(values).all()
+        lo, hi = p.bounds(level)
+        t, z, near = p.grid.D @ maps[0], tree.flow, np.clip(0.0, lo, hi)
         scale = 1e-11 * np.abs(hi).max()
         assert (t >= np.where(z > 1, hi, np.where(z > -1, near, lo)) - scale).all()  # t ∈ ∂φ*(z): complementary slackness
         assert (t <= np.where(z >= 1, hi, np.where(z >= -1, near, lo)) + scale).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 8), st.integers(2, 8), st.integers(0, 10**6), st.sampled_from(["normal", "ties", "block", "one"]))
+def test_a_path_in_one_go_is_the_path_in_steps(h: int, w: int, seed: int, kind: str) -> None:
+    """However many pivots a call may make, and however few pixels are looked at one by one, the same levels are followed."""
+    p = drawn(h, w, seed, kind)
+    radii = np.geomspace(0.9, 0.01, 6) * p.maximal_level / 0.1
+    whole = NetworkSimplex(h, w, p.bounds(0.0)[0]).follow(radii, 0.5, 0.1)
+    size = float(np.abs(p.bounds(0.0)[0]).sum())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simplex, "_CHUNK", 3)
+        patch.setattr(simplex, "_FEW", 1)  # the edges of every pixel that moved
+        one_by_one = NetworkSimplex(h, w, p.bounds(0.0)[0])
+        in_steps = one_by_one.follow(radii, 0.5, 0.1)
+        patch.setattr(simplex, "_FEW", 10**9)  # all edges, every time
+        all_edges = NetworkSimplex(h, w, p.bounds(0.0)[0]).follow(radii, 0.5, 0.1)
+    for values, maps, _ in (in_steps, all_edges):
+        np.testing.assert_allclose(values, whole[0], rtol=0, atol=1e-11 * size)
+        np.testing.assert_allclose(maps.mean(axis=1), 0.5, atol=1e-12 * (1 + size))
+    check_tree(one_by_one)
 
 
 def test_plateaus_are_flat_to_the_bit() -> None:
@@ -152,33 +178,44 @@ def test_constant_moments_have_a_flat_path() -> None:
         assert found.lower <= found.objective
 
 
-def test_what_the_pivots_say_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    p, rng = drawn(6, 7, 4), np.random.default_rng(0)
+def test_an_early_end_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = drawn(6, 7, 4)
     levels = np.geomspace(0.9, 0.05, 8) * p.maximal_level
     honest = [p.solve(float(v), solver="cuts").objective for v in levels]
-
-    def lie(tree: NetworkSimplex, lo: np.ndarray, hi: np.ndarray, time_limit: float | None = None) -> Circulation:
-        return Circulation((6, 7), faces_of(6, 7).flow_of(rng.integers(-9, 10, 30)), rng.normal(size=42), 0)
-
-    monkeypatch.setattr(NetworkSimplex, "solve", lie)
+    monkeypatch.setattr(simplex, "_TOLERANCE", 1e9)  # no edge ever enters
     for want, found in zip(honest, p.solve_path(levels, solver="pivots"), strict=True):
         assert found.solver == "cuts"
         assert found.objective == pytest.approx(want, rel=2e-9)
         assert found.lower <= want * (1 + 1e-9)
 
 
-def test_a_flow_that_is_no_circulation_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A feasible map beside a flow whose value is as large as one likes: only the conservation at the pixels refutes it."""
+def tampered(monkeypatch: pytest.MonkeyPatch, change: Callable[[NetworkSimplex], None]) -> None:
+    """Every tree from now on is changed before its first pivot."""
+    honest = NetworkSimplex.__init__
+
+    def __init__(self: NetworkSimplex, h: int, w: int, centre: np.ndarray) -> None:
+        honest(self, h, w, centre)
+        change(self)
+
+    monkeypatch.setattr(NetworkSimplex, "__init__", __init__)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_flow_that_is_no_circulation_is_not_believed(stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flow whose value is as large as one likes: only the conservation at the pixels refutes it. Pivots keep what is amiss."""
     p = drawn(5, 6, 4)
     level = 0.2 * p.maximal_level
     honest = p.solve(level, solver="cuts")
+    lo, hi = p.bounds(level)
+    lie = np.where(lo > 0, -50, np.where(hi < 0, 50, 0))
+    assert circulation_value(lie, lo, hi) > honest.objective
 
-    def lie(tree: NetworkSimplex, lo: np.ndarray, hi: np.ndarray, time_limit: float | None = None) -> Circulation:
-        flow = np.where(lo > 0, -50, np.where(hi < 0, 50, 0))
-        assert circulation_value(flow, lo, hi) > honest.objective
-        return Circulation((5, 6), flow, honest.map.ravel(), 0)
+    def change(tree: NetworkSimplex) -> None:
+        tree.edges[FLOW] = in_lines(5, 6, lie)
 
-    monkeypatch.setattr(NetworkSimplex, "solve", lie)
+    tampered(monkeypatch, change)
+    if stopped:
+        monkeypatch.setattr(simplex, "_TOLERANCE", 1e9)
     found = p.solve_path([level], solver="pivots")[0]
     assert found.solver == "cuts"
     assert found.lower <= honest.objective * (1 + 1e-12)
@@ -188,10 +225,11 @@ def test_a_flow_that_is_no_circulation_is_not_believed(monkeypatch: pytest.Monke
 def test_a_map_that_is_no_number_is_not_believed(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     p = drawn(5, 6, 4)
 
-    def lie(tree: NetworkSimplex, lo: np.ndarray, hi: np.ndarray, time_limit: float | None = None) -> Circulation:
-        return Circulation((5, 6), np.zeros(p.grid.edges, dtype=np.int64), np.where(np.arange(30) == 7, value, 0.0), 0)
+    def change(tree: NetworkSimplex) -> None:
+        tree.limits[CENTRE, 7] = value
 
-    monkeypatch.setattr(NetworkSimplex, "solve", lie)
+    tampered(monkeypatch, change)
+    monkeypatch.setattr(simplex, "_TOLERANCE", 1e9)
     found = p.solve_path([0.2 * p.maximal_level], solver="pivots")[0]
     assert found.solver == "cuts"
     assert np.isfinite(found.map).all()
@@ -201,9 +239,9 @@ def test_a_map_that_is_no_number_is_not_believed(value: float, monkeypatch: pyte
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 10**6))
 def test_conservation_is_that_of_the_incidence_matrix(h: int, w: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    z = faces_of(h, w).flow_of(rng.integers(-5, 6, (h - 1) * (w - 1)))
+    z = in_lines(h, w, faces_of(h, w).flow_of(rng.integers(-5, 6, (h - 1) * (w - 1)))).astype(np.int32)
     assert conserved(w, z)
-    z[rng.integers(len(z))] += rng.choice([-1, 1])
+    z[rng.integers(len(z))] += rng.choice([-1, 1])  # of an edge, or of one that would leave the grid
     assert not conserved(w, z)
 
 
@@ -211,13 +249,14 @@ def test_no_patience_and_no_time_leave_both_sides_valid(monkeypatch: pytest.Monk
     p = drawn(7, 7, 5)
     level = 0.1 * p.maximal_level
     full = p.solve(level, solver="cuts")
+    monkeypatch.setattr(simplex, "_CHUNK", 1)  # a look at the clock after each pivot
     stopped = p.solve_path([level], solver="pivots", time_limit=0.0)[0]
+    assert stopped.solver == "cuts"
     assert stopped.lower <= full.objective <= stopped.objective + 1e-12
     assert stopped.violation < 1e-12
-    monkeypatch.setattr(simplex, "_CHUNK", 1)  # a look at the clock after each pivot changes nothing
     assert p.solve(level, solver="pivots").objective == pytest.approx(full.objective, rel=2e-9)
     monkeypatch.setattr(simplex, "_CHUNK", 10**9)
-    monkeypatch.setattr(simplex, "improve", lambda *_: False)
+    monkeypatch.setattr(simplex, "follow", lambda *arguments: arguments[11])  # never past the first level
     fallen = p.solve(level, solver="pivots")
     assert (fallen.solver, fallen.relative_gap < 1e-9) == ("cuts", True)
 
@@ -249,23 +288,23 @@ def test_the_value_of_a_circulation_is_rounded_down(h: int, w: int, seed: int, p
     faces = faces_of(h, w)
     z = faces.flow_of(rng.integers(-5, 6, faces.count))
     middle = rng.normal(size=len(z)) * 10.0 ** rng.uniform(-power, power, len(z))
-    width = np.abs(rng.normal(size=len(z))) * 10.0 ** rng.uniform(-3, 1)
-    lo, hi = middle - width, middle + width
+    radius = float(np.abs(rng.normal()) * 10.0 ** rng.uniform(-3, power + 1))
+    lo, hi = middle - radius, middle + radius
     exact = Fraction(0)
     for k, low, high in zip(z, lo, hi, strict=True):
         points = [Fraction(low), Fraction(high), min(max(Fraction(0), Fraction(low)), Fraction(high))]
         exact -= max(int(k) * x - abs(x) for x in points)
     size = float(((np.abs(z) + 1) * np.maximum(np.abs(lo), np.abs(hi))).sum())
-    g, image, y = rng.normal(size=h * w) * 10.0**power, np.empty(h * w), np.empty(len(z))
-    objective, lower, violation = both_sides(w, g, 0.3, z, lo, hi, 0.1, image, y)
+    image, y = rng.normal(size=h * w) * 10.0**power, np.empty(len(z))
+    objective, lower, violation = both_sides(w, image, 0.3, in_lines(h, w, z).astype(np.int32), in_lines(h, w, middle), radius, 0.1, y)
     for value in (circulation_value(z, lo, hi), lower):
         assert Fraction(value) <= max(exact, Fraction(0))
         if exact > 0:
             assert value >= float(exact) - 1e-12 * size
     t = Perturbation(h, w).grid.D @ image
     assert objective == pytest.approx(np.abs(t).sum(), rel=1e-12)
-    assert violation == np.maximum(np.maximum(lo - t, t - hi), 0.0).max()
+    assert violation == pytest.approx(np.maximum(np.maximum(lo - t, t - hi), 0.0).max(), abs=1e-15 * float(np.abs([t, lo, hi]).max()))
     assert image.mean() == pytest.approx(0.3, abs=1e-12 * 10.0**power)
     # weak duality at the multipliers, at any other level: −φ*(z) = (b·y − L‖y‖₁) of the best split
-    b, level = 0.1 * middle, 0.1 * width
-    assert abs(b @ y - (level * np.abs(y)).sum() - float(exact)) <= 1e-9 * size
+    b, level = 0.1 * middle, 0.1 * radius
+    assert abs(b @ y - level * np.abs(y).sum() - float(exact)) <= 1e-9 * size

@@ -2,11 +2,9 @@ r"""A path of LEG-TV, level by level, in one compiled loop (numba, the extra `fa
 
 from __future__ import annotations
 
-import numpy as np
-
 from formulations.leg.pivots import CENTRE, FLOW, carry, improve
 from formulations.leg.sides import both_sides, conserved
-from formulations.leg.tree import Table, compiled_with
+from formulations.leg.tree import Links, Table, compiled_with
 from formulations.norms import Array
 
 OBJECTIVE, LOWER, VIOLATION = range(3)  # columns of `values` (n, 3)
@@ -14,7 +12,7 @@ OBJECTIVE, LOWER, VIOLATION = range(3)  # columns of `values` (n, 3)
 
 @compiled_with(nogil=True)
 def follow(
-    root: int, w: int, pixels: Table, order: Table, edges: Table, limits: Array, g: Array, queue: Table, radii: Array, tolerances: Array, first: int,
+    root: int, w: int, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, queue: Links, moved: Links, radii: Array, tolerances: Array, first: int,
     pivots: int, mean: float, variance: float, values: Array, maps: Array, multipliers: Array,
 ) -> int:  # fmt: skip
     """Radii from the one numbered `first` on, to which the tree was carried, with at most `pivots` pivots; the number of the one to be gone on with.
@@ -23,7 +21,7 @@ def follow(
     """
     n = len(radii)
     for k in range(first, n):
-        pivots = improve(w, pixels, order, edges, limits, g, queue, radii[k], tolerances[k], pivots)
+        pivots = improve(w, pixels, order, edges, limits, g, queue, moved, radii[k], tolerances[k], pivots)
         if pivots < 0:
             return k
         carry(root, pixels, order, edges, limits, radii[k], radii[min(k + 1, n - 1)], maps[k], g)

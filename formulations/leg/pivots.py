@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations.leg.tree import AFTER, ANY, DOWN, EDGE, PARENT, UP, Table, blocking, compiled, compiled_with, inlined, rehang
+from formulations.leg.tree import AFTER, ANY, DOWN, EDGE, PARENT, UP, Links, Table, blocking, compiled, inlined, rehang
 from formulations.norms import Array
 
 Marks = NDArray[np.uint8]
@@ -20,7 +20,15 @@ FLOW, PIECE = range(2)
 CENTRE, LOW, HIGH = range(3)
 
 _STRETCH = 1024  # pixels whose edges are compared at once, a multiple of eight
-_BLOCK = 5  # edges looked at before the worst of them enters
+_BLOCK = 10  # edges looked at before the worst of them enters
+
+
+@inlined
+def _ends(e: int, p: int, w: int) -> tuple[int, int]:
+    """Tail and head of edge e."""
+    right = e >= p
+    tail = e - p * right
+    return tail, tail + (1 if right else w)
 
 
 @compiled
@@ -72,7 +80,9 @@ def _refitted(piece: int, z: int, upwards: bool, lo: float, hi: float) -> int:
 
 
 @compiled
-def carry(root: int, pixels: Table, order: Table, edges: Table, limits: Array, before: float, radius: float, now: Array, then: Array) -> None:
+def carry(
+    root: int, pixels: Links, order: Links, edges: Table, limits: Array, before: float, radius: float, now: Array, then: Array
+) -> None:
     """The tree from one radius to the next: what g is at the first, `now`, and at the second, `then`, both 0 at the root.
 
     g follows from the slopes of the tree edges: equal along edges of slope 0, so a plateau is flat to the bit.
@@ -102,7 +112,7 @@ def _outside(heads: Array, tails: Array, low: Array, high: Array, marks: Marks) 
 
 
 @compiled
-def _sift(size: int, start: int, step: int, first: int, g: Array, low: Array, high: Array, marks: Marks, queue: Table) -> int:
+def _sift(size: int, start: int, step: int, first: int, g: Array, low: Array, high: Array, marks: Marks, queue: Links) -> int:
     """Of a stretch of edges, from the pixels from `start` on to those `step` further, those outside their limits join the queue; its size."""
     stop = min(start + len(marks), len(g) - step)
     if stop - start < len(marks):
@@ -120,7 +130,7 @@ def _sift(size: int, start: int, step: int, first: int, g: Array, low: Array, hi
 
 
 @compiled
-def _push(x: int, join: int, amount: int, rising: bool, pixels: Table, edges: Table, limits: Array, radius: float) -> None:
+def _push(x: int, join: int, amount: int, rising: bool, pixels: Links, edges: Table, limits: Array, radius: float) -> None:
     """`amount` flows along the tree from x up to the join (rising), or from the join down to x."""
     while x != join:
         e, upwards = pixels[x, EDGE], pixels[x, PARENT] > x
@@ -133,9 +143,10 @@ def _push(x: int, join: int, amount: int, rising: bool, pixels: Table, edges: Ta
 
 @inlined
 def _enter(
-    e: int, tail: int, head: int, rising: bool, pixels: Table, order: Table, edges: Table, limits: Array, g: Array, radius: float, tolerance: float
-) -> bool:
-    """One pivot on edge e; False where nothing ever blocks it, which rounding alone could bring about."""
+    e: int, tail: int, head: int, rising: bool, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, moved: Links,
+    count: int, radius: float, tolerance: float,
+) -> int:  # fmt: skip
+    """One pivot on edge e: how many pixels are `moved`, when it was `count`; −1 where nothing ever blocks it, which rounding alone could bring about."""
     u, v = (tail, head) if rising else (head, tail)
     z, lo, hi, piece = edges[FLOW, e], limits[CENTRE, e] - radius, limits[CENTRE, e] + radius, 1
     if rising and z == 1 and hi >= 0:
@@ -146,7 +157,7 @@ def _enter(
     room_u, at_u, room_v, at_v, join = blocking(u, v, pixels, order)
     amount = min(own, min(room_u, room_v))
     if amount == ANY:
-        return False
+        return -1
     if amount > 0:
         z += amount if rising else -amount
         edges[FLOW, e] = z
@@ -156,7 +167,7 @@ def _enter(
         out, inside, outside = at_v, v, u
     elif own == amount:  # it only moved to its next kink
         _fence(e, edges, limits, radius, tolerance)
-        return True
+        return count
     else:
         out, inside, outside = at_u, u, v
     left = pixels[out, EDGE]
@@ -165,17 +176,29 @@ def _enter(
     upwards = inside == tail
     up, down = _room(piece, z, upwards, lo, hi), _room(piece, z, not upwards, lo, hi)
     amiss = _slope(piece, lo, hi) - (g[head] - g[tail])
-    rehang(out, inside, outside, e, up, down, -amiss if upwards else amiss, pixels, order, g)
-    return True
+    return rehang(out, inside, outside, e, up, down, -amiss if upwards else amiss, pixels, order, g, moved, count)
+
+
+@compiled
+def _beside(size: int, x: int, w: int, g: Array, low: Array, high: Array, queue: Links) -> int:
+    """Of the edges of pixel x, those outside their limits join the queue; its size."""
+    p = len(g)
+    for step, first in ((w, 0), (1, p)):
+        for tail in range(x - step, x + 1, step):
+            if 0 <= tail < p - step:
+                t = g[tail + step] - g[tail]
+                queue[size] = first + tail  # overwritten by the next one unless it counts
+                size += (t < low[first + tail]) | (t > high[first + tail])
+    return size
 
 
 @compiled
 def improve(
-    w: int, pixels: Table, order: Table, edges: Table, limits: Array, g: Array, queue: Table, radius: float, tolerance: float,
+    w: int, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, queue: Links, moved: Links, radius: float, tolerance: float,
     pivots: int,
 ) -> int:  # fmt: skip
     """At most `pivots` pivots for the given radius of all [lo, hi], to which the tree was carried; how many are left, −1 where some edge can still enter."""
-    p, size, place, kept = len(g), 0, 0, 0
+    p, size, place, kept, count, compared = len(g), 0, 0, 0, len(moved) + 1, -1
     low, high, marks = limits[LOW], limits[HIGH], np.empty(_STRETCH, dtype=np.uint8)
     _fences(edges[FLOW], edges[PIECE], limits[CENTRE], low, high, radius, tolerance)
     while True:
@@ -186,23 +209,32 @@ def improve(
                 if size == 0 or entering >= 0:
                     break
             e = queue[place]
-            t = g[e + w] - g[e] if e < p else g[e - p + 1] - g[e - p]
-            urge = t - high[e] if t > high[e] else min(t - low[e], 0.0)
+            tail, head = _ends(e, p, w)
+            t = g[head] - g[tail]
+            urge = max(t - high[e], 0.0) + min(t - low[e], 0.0)
             place += 1
             looked += 1
-            if urge != 0:
-                queue[kept] = e
-                kept += 1
-            if abs(urge) > abs(most):
-                entering, most = e, urge
+            queue[kept] = e  # overwritten by the next one unless it counts: a branch here is a guess that often fails
+            kept += abs(urge) > 0
+            better = abs(urge) > abs(most)
+            entering, most = e if better else entering, urge if better else most
         if entering < 0:
-            for start in range(0, p, _STRETCH):  # in the order of the image: neighbours are near in memory
-                size = _sift(size, start, w, 0, g, low, high, marks, queue)
-                size = _sift(size, start, 1, p, g, low, high, marks, queue)
-            if size == 0:
+            if pivots == compared:  # nothing could enter
                 return pivots
+            compared = pivots
+            if count <= len(moved):  # few pixels moved since the last time: only their edges can have left their limits
+                for k in range(count):
+                    size = _beside(size, moved[k], w, g, low, high, queue)
+            else:
+                for start in range(0, p, _STRETCH):  # in the order of the image: neighbours are near in memory
+                    size = _sift(size, start, w, 0, g, low, high, marks, queue)
+                    size = _sift(size, start, 1, p, g, low, high, marks, queue)
+            count = 0
             continue
-        tail, head = (entering, entering + w) if entering < p else (entering - p, entering - p + 1)
+        tail, head = _ends(entering, p, w)
         pivots -= 1
-        if pivots < 0 or not _enter(entering, tail, head, most > 0, pixels, order, edges, limits, g, radius, tolerance):
+        if pivots < 0:
+            return -1
+        count = _enter(entering, tail, head, most > 0, pixels, order, edges, limits, g, moved, count, radius, tolerance)
+        if count < 0:
             return -1

@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,9 +26,6 @@ from formulations.errors import InputError
 from formulations.leg.grid import Grid, Perturbation
 from formulations.leg.network import Circulation, circulation_value, solve_circulation
 from formulations.norms import Array
-
-if TYPE_CHECKING:
-    from formulations.leg.simplex import NetworkSimplex
 
 SOLVERS = ("flow", "cuts", "pivots", "highs", "clarabel")
 _NETWORK = ("cuts", "pivots")
@@ -155,11 +151,9 @@ class LegProgram:
         level, chosen = _level(level), self._solver(solver, fast=self.grid.pixels >= _LARGE)
         if level >= self.maximal_level:
             return self._constant(level, chosen, time.perf_counter())
-        if chosen == "pivots":
-            found = self._by_pivots([level], time_limit)[0]
+        if chosen in _NETWORK:
+            found = self._by_pivots(np.array([level]), time_limit)[0] if chosen == "pivots" else None
             return found or self._by_cuts(level, None, time_limit)[0]
-        if chosen == "cuts":
-            return self._by_cuts(level, None, time_limit)[0]
         begun = time.perf_counter()
         from formulations.leg.linear import solve_linear
 
@@ -169,25 +163,20 @@ class LegProgram:
         self, levels: Sequence[float] | Array, *, solver: str | None = None, time_limit: float | None = None
     ) -> tuple[LegSolution, ...]:
         """Solutions at every level, in the order given. Of the edge scheme each starts from its neighbour, from the largest level down: "pivots" (where numba
-        is) go on from the last tree, so that a whole path costs a few single solves; "cuts" start from the last heights. The time limit is for
-        one level. Raises as `solve`.
+        is) go on from the last tree, so that a whole path costs a few single solves, of which each level is given an equal part as its seconds; "cuts" start
+        from the last heights. The time limit is for one level. Raises as `solve`.
         """
         wanted = np.array([_level(v) for v in levels])
         chosen = self._solver(solver, fast=True)
-        order = np.argsort(-wanted, kind="stable")
-        found: dict[int, LegSolution | None] = {}
-        if chosen == "pivots":
-            inner = order[wanted[order] < self.maximal_level]
-            found = dict(zip(inner.tolist(), self._by_pivots(wanted[inner], time_limit), strict=True))
-        state = None
-        for k in order.tolist():
-            level = float(wanted[k])
-            if chosen in _NETWORK and level < self.maximal_level:
-                if found.get(k) is None:
-                    found[k], state = self._by_cuts(level, state, time_limit)
-            else:
-                found[k] = self.solve(level, solver=chosen, time_limit=time_limit)
-        return tuple(found[k] for k in range(len(wanted)))
+        falling = np.argsort(-wanted, kind="stable")
+        inner = falling[wanted[falling] < self.maximal_level] if chosen in _NETWORK else falling[:0]
+        pivoted = self._by_pivots(wanted[inner], time_limit) if chosen == "pivots" else [None] * len(inner)
+        found, state = {}, None
+        for k, solution in zip(inner.tolist(), pivoted, strict=True):
+            if solution is None:
+                solution, state = self._by_cuts(float(wanted[k]), state, time_limit)
+            found[k] = solution
+        return tuple(found.get(k) or self.solve(level, solver=chosen, time_limit=time_limit) for k, level in enumerate(wanted.tolist()))
 
     def _by_cuts(self, level: float, state: Circulation | None, time_limit: float | None) -> tuple[LegSolution, Circulation]:
         begun = time.perf_counter()
@@ -196,23 +185,21 @@ class LegProgram:
         return self._from_circulation(found, lo, hi, level, begun), found
 
     def _by_pivots(self, levels: Array, time_limit: float | None) -> list[LegSolution | None]:
-        """At falling levels below L_max; None where z is no circulation, the gap is open or the map not feasible. Seconds are divided among them."""
+        """At falling levels below L_max, their seconds in equal parts; None where z is no circulation, the gap is open or the map not feasible."""
+        if not len(levels) or min(self.grid.shape) < 2:
+            return [None] * len(levels)
         from formulations.leg.simplex import NetworkSimplex
-        h, w = self.grid.shape
-        if h<2 or w<2 or not len(levels): return [None]*len(levels)
-        begun = time.perf_counter()
-        levels=np.asarray(levels); variance=self.perturbation.variance
-        tree = NetworkSimplex(h, w, self._centre)
+
+        begun, variance = time.perf_counter(), self.perturbation.variance
+        tree = NetworkSimplex(*self.grid.shape, self._centre)
         values, maps, multipliers = tree.follow(levels / variance, self._mean, variance, time_limit)
-        objective, lower, violation = values.T
-        good = (objective - lower <= _CLOSED * objective) & (violation <= _TIGHT * (tree.largest + levels/variance))
-        seconds = (time.perf_counter() - begun)/len(levels)
-        M=self.maximal_level
+        objective, lower, violation = values.T  # what is not a number compares as false
+        believed = (objective - lower <= _CLOSED * objective) & (violation <= _TIGHT * (self.maximal_level + levels) / variance)
+        images, seconds = maps.reshape(-1, *self.grid.shape), (time.perf_counter() - begun) / len(levels)
+        rows = zip(believed.tolist(), values.tolist(), levels.tolist(), images, multipliers, strict=True)
         return [
-            LegSolution(maps[k].reshape(h, w), o,l, multipliers[k], L,M,v, "pivots", seconds)
-            if ok
-            else None
-            for k, (ok,o,l,v,L) in enumerate(zip(good.tolist(),objective.tolist(),lower.tolist(),violation.tolist(),levels.tolist()))
+            LegSolution(image, upper, below, y, level, self.maximal_level, amiss, "pivots", seconds) if good else None
+            for good, (upper, below, amiss), level, image, y in rows
         ]
 
     def _solver(self, solver: str | None, *, fast: bool) -> str:

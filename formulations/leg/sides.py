@@ -30,20 +30,20 @@ def conserved(w: int, z: Table) -> bool:
         amiss |= right[x - 1] - down[x] - right[x]
     for x in range(w, p):  # the last pixel of a row has nothing on its right
         amiss |= down[x - w] + right[x - 1] - down[x] - right[x]
-    return amiss == 0
+    return bool(amiss == 0)
 
 
 @compiled
-def _differences(heads: Array, tails: Array, exists: Array, centre: Array, radius: float, t: Array) -> int:
-    """t per edge, and how many lie outside [lo, hi].
+def _differences(heads: Array, tails: Array, exists: Array, centre: Array, radius: float, violation: float, t: Array) -> int:
+    """t per edge; how many lie further outside [lo, hi] than `violation`, or are no numbers.
 
     Here as in the next two there is no branch, no sum and few tables, so that the processor takes several edges at once.
     """
-    outside = 0
+    worse = 0
     for e in range(len(centre)):
         t[e] = (heads[e] - tails[e]) * exists[e]
-        outside += not (abs(t[e] - centre[e]) <= radius)
-    return outside
+        worse += not (abs(t[e] - centre[e]) - radius <= violation)
+    return worse
 
 
 @compiled
@@ -108,7 +108,7 @@ def both_sides(
             k = min(n, p - step - first)  # the last pixel of all has none on its right
             flow, middle = z[turn * p + first : turn * p + first + n], centre[turn * p + first : turn * p + first + n]
             t[n - 1] = 0.0
-            if _differences(image[first + step : first + step + k], image[first : first + k], exists, middle[:k], radius, t):
+            if _differences(image[first + step : first + step + k], image[first : first + k], exists, middle[:k], radius, violation, t):
                 for e in range(k):
                     excess = abs(t[e] - middle[e]) - radius
                     violation = max(violation, excess) if excess < np.inf else np.inf  # what is not a number is no map
@@ -119,7 +119,8 @@ def both_sides(
                 _multipliers(flow, middle, radius, inverse, some)
                 for i in range(n // w):
                     line = p - w + (first // w + i) * (w - 1)
-                    y[line : line + w - 1] = some[i * w : (i + 1) * w - 1]
+                    for j in range(w - 1):
+                        y[line + j] = some[i * w + j]
             a, b, c, d = _sums(t[:n], terms[:n], rough[:n])
             total, value, size, slack = total + a, value + b, size + c, slack + d
     # any number is added to at most 2 _PART + w others of its part, and the sum of that to those of at most 2h more

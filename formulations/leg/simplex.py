@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formulations.leg.network import Integers
 from formulations.leg.path import follow
@@ -28,7 +30,9 @@ from formulations.leg.pivots import CENTRE, FLOW, PIECE, carry
 from formulations.leg.tree import EDGE, plant
 from formulations.norms import Array
 
+Number = TypeVar("Number", np.float64, np.int64)
 _CHUNK = 2**15  # pivots between two looks at the clock: a tenth of a second on large grids
+_FEW = 8  # a share of the pixels; if fewer moved, their edges are looked at one by one
 _TOLERANCE = 1e-13  # of the largest bound: what an edge off the tree may exceed its slopes by
 
 
@@ -36,51 +40,55 @@ class NetworkSimplex:
     """A tree on an h × w grid, h, w ≥ 2, for differences within a radius of `centre` (m,), that goes on from one radius to the next."""
 
     def __init__(self, h: int, w: int, centre: Array) -> None:
-        p, down = h * w, (h - 1) * w
+        p = h * w
         self.shape, self.root, self.radius, self.largest = (h, w), (h // 2) * w + w // 2, math.inf, float(np.abs(centre).max())
-        self.pixels, self.order = np.empty((p, 5), dtype=np.int32), np.empty((3, p), dtype=np.int32)
+        self.pixels, self.order = np.empty((p, 5), dtype=np.uint32), np.empty((3, p), dtype=np.uint32)
         self.edges, self.limits = np.zeros((2, 2 * p), dtype=np.int32), np.empty((3, 2 * p))
-        self.potentials, self._queue = np.empty(p), np.empty(2 * p, dtype=np.int32)
+        self.potentials, self._queue, self._moved = np.empty(p), np.empty(2 * p, dtype=np.uint32), np.empty(1 + p // _FEW, dtype=np.uint32)
         plant(self.root, w, self.pixels, self.order)
-        middle, piece = self.limits[CENTRE], self.edges[PIECE]
-        middle[:down], middle[p:].reshape(h, w)[:, :-1] = centre[:down], centre[down:].reshape(h, w - 1)
-        middle[down:p] = middle[p + w - 1 :: w] = 0.0
-        piece[:] = -1
-        piece[self.pixels[:, EDGE]] = 1  # the root's −1 is the last edge, which leaves the grid, as do these
-        piece[down:p] = piece[p + w - 1 :: w] = 1
+        self.limits[CENTRE] = in_lines(h, w, centre)
+        self.edges[PIECE] = 1 + in_lines(h, w, np.full(len(centre), -2))  # those that would leave the grid are on a piece: they never enter
+        self.edges[PIECE, np.delete(self.pixels[:, EDGE], self.root)] = 1
 
     def follow(self, radii: Array, mean: float, variance: float, time_limit: float | None = None) -> tuple[Array, Array, Array]:
         """Per radius (objective, lower, violation) (n, 3), the map (n, p) of the given mean and the multipliers (n, m) of the optimum.
 
         The values are no numbers where z is no circulation, and where the time for one radius or the patience (a hundred pivots an edge) is over.
         """
-        n, m = len(radii), len(self.flow)
-        values, maps, multipliers = np.full((n, 3), np.nan), np.empty((n, len(self.potentials))), np.empty((n, m))
-        tables = (self.root, self.shape[1], self.pixels, self.order, self.edges, self.limits, self.potentials, self._queue)
+        (h, w), n = self.shape, len(radii)
+        p, m = h * w, 2 * h * w - h - w
+        values, maps, multipliers = np.full((n, 3), np.nan), np.empty((n, p)), np.empty((n, m))
+        tables = (self.root, w, self.pixels, self.order, self.edges, self.limits, self.potentials, self._queue, self._moved)
         tolerances = _TOLERANCE * (self.largest + radii)
         self._carry(radii[0])
         k, begun, chunks = 0, time.monotonic(), 0
         while k < n:
             reached = follow(*tables, radii, tolerances, k, _CHUNK, mean, variance, values, maps, multipliers)
             self.radius = float(radii[min(reached, n - 1)])
-            chunks = chunks + 1 if reached == k else 1
-            late = time_limit is not None and time.monotonic() > begun + time_limit
-            if reached < n and (late or chunks > 100 * m // _CHUNK):
-                reached += 1
+            if reached == k:
+                chunks += 1
+                if chunks <= 100 * m // _CHUNK and (time_limit is None or time.monotonic() < begun + time_limit):
+                    continue
+                reached = k + 1  # as good as it is
                 self._carry(radii[min(reached, n - 1)])
-            if reached > k:
-                k, begun, chunks = reached, time.monotonic(), 0
+            k, begun, chunks = reached, time.monotonic(), 0
         return values, maps, multipliers
 
     def _carry(self, radius: float) -> None:
-        carry(self.root, self.pixels, self.order, self.edges, self.limits, self.radius, radius, np.empty(len(self.potentials)), self.potentials)
+        tables, g = (self.pixels, self.order, self.edges, self.limits), self.potentials
+        carry(self.root, *tables, self.radius, radius, np.empty_like(g), g)
         self.radius = radius
 
     @property
     def flow(self) -> Integers:
         """z (m,) in the order of D."""
         h, w = self.shape
-        z = np.empty((h - 1) * w + h * (w - 1), dtype=np.int64)
-        z[: (h - 1) * w] = self.edges[FLOW, : (h - 1) * w]
-        z[(h - 1) * w :].reshape(h, w - 1)[:] = self.edges[FLOW, h * w :].reshape(h, w)[:, :-1]
-        return z
+        down, right = self.edges[FLOW].astype(np.int64).reshape(2, h, w)
+        return np.concatenate([down[:-1].ravel(), right[:, :-1].ravel()])
+
+
+def in_lines(h: int, w: int, values: NDArray[Number]) -> NDArray[Number]:
+    """Values of the edges (m,), in the order of D, as two lines (2p,) of all vertical and all horizontal edges; 0 at those that would leave the grid."""
+    lines, down = np.zeros((2, h, w), dtype=values.dtype), (h - 1) * w
+    lines[0, :-1], lines[1, :, :-1] = values[:down].reshape(h - 1, w), values[down:].reshape(h, w - 1)
+    return lines.ravel()

@@ -7,6 +7,9 @@ walks along the ring that meet in the middle, and hanging it elsewhere, by anoth
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -15,14 +18,16 @@ from numpy.typing import NDArray
 from formulations.norms import Array
 
 Table = NDArray[np.int32]
+Links = NDArray[np.uint32]  # without a sign, as an index that cannot be negative is found sooner: walks along a tree wait for nothing else
 Function = TypeVar("Function", bound=Callable[..., object])
 
-# Columns of `pixels` (p, 5): the pixel above and the edge to it (−1: none), how much more can flow to the parent and from it, the last pixel of the subtree
+# Columns of `pixels` (p, 5): the pixel above and the edge to it (NONE: of the root), how much more can flow to the parent and from it, the last pixel of the subtree
 PARENT, EDGE, UP, DOWN, LAST = range(5)
 # Rows of `order` (3, p), apart since walks along the ring touch nothing else: the next and the previous pixel, edges to the root
 AFTER, BEFORE, DEPTH = range(3)
 
 ANY = 2**20  # room without end
+NONE = 2**32 - 1  # the pixel above the root, and the edge to it
 
 
 def compiled_with(**options: Any) -> Callable[[Function], Function]:
@@ -34,11 +39,23 @@ def compiled_with(**options: Any) -> Callable[[Function], Function]:
 
     def translate(function: Function) -> Function:
         try:
-            return cast(Function, numba.njit(cache=True, **options)(function))
+            translated = numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no folder to keep it in
             return cast(Function, numba.njit(**options)(function))
+        _forget_older(translated.stats.cache_path)
+        return cast(Function, translated)
 
     return translate
+
+
+@cache
+def _forget_older(folder: str) -> None:
+    """Deletes translations that are older than any file here: numba looks at the file of a function alone, not at those whose functions it calls."""
+    newest = max(source.stat().st_mtime for source in Path(__file__).parent.glob("*.py"))
+    for index in Path(folder).glob("*.nbi"):
+        with suppress(OSError):
+            if index.stat().st_mtime < newest:
+                index.unlink()
 
 
 compiled = compiled_with()
@@ -47,10 +64,10 @@ any_order = compiled_with(fastmath={"reassoc", "nsz"})  # the numbers of a sum a
 
 
 @compiled
-def plant(root: int, w: int, pixels: Table, order: Table) -> None:
+def plant(root: int, w: int, pixels: Links, order: Links) -> None:
     """The tree of the root's row and all vertical edges. Edge x joins pixel x to the one below, edge p + x to the one on its right; either way one unit."""
     p, row, column = len(pixels), root // w, root % w
-    pixels[root, PARENT], pixels[root, EDGE], order[DEPTH, root] = -1, -1, 0
+    pixels[root, PARENT], pixels[root, EDGE], order[DEPTH, root] = NONE, NONE, 0
     last = root
     for k in range(w):  # columns from the root's to the right, then to the left
         j = column + k if column + k < w else w - 1 - k
@@ -65,21 +82,21 @@ def plant(root: int, w: int, pixels: Table, order: Table) -> None:
                 order[AFTER, last], order[BEFORE, y], last = y, last, y
                 y += step
     order[AFTER, last], order[BEFORE, root] = root, last
-    pixels[:, LAST] = -1
+    pixels[:, LAST] = NONE
     x = last
     for _ in range(p):  # children before their parents, the last child first
         parent = pixels[x, PARENT]
         pixels[x, UP], pixels[x, DOWN] = 1, 1
         order[DEPTH, x] = abs(x // w - row) + abs(x % w - column)
-        if pixels[x, LAST] < 0:
+        if pixels[x, LAST] == NONE:
             pixels[x, LAST] = x
-        if parent >= 0 and pixels[parent, LAST] < 0:
+        if parent != NONE and pixels[parent, LAST] == NONE:
             pixels[parent, LAST] = pixels[x, LAST]
         x = order[BEFORE, x]
 
 
 @inlined
-def blocking(u: int, v: int, pixels: Table, order: Table) -> tuple[int, int, int, int, int]:
+def blocking(u: int, v: int, pixels: Links, order: Links) -> tuple[int, int, int, int, int]:
     """For a push u → v through the entering edge and back through the tree: the least room and its pixel, below the join on u's side and on v's; the join.
 
     The last blocking edge, counted from the join, leaves. Strong feasibility leaves room above v, so an edge without room on u's side decides at once.
@@ -103,39 +120,51 @@ def blocking(u: int, v: int, pixels: Table, order: Table) -> tuple[int, int, int
 
 
 @compiled
-def _lift(first: int, last: int, amount: float, deeper: int, order: Table, g: Array) -> None:
-    """A stretch of the ring moves by `amount` and learns its depths: from both ends, as each walk waits for memory."""
+def _lift(first: int, last: int, amount: float, deeper: int, order: Links, g: Array, moved: Links, count: int) -> int:
+    """A stretch of the ring moves by `amount` and learns its depths: from both ends, as each walk waits for memory.
+
+    Its pixels are written after the `count` that are in `moved`, while there is room; the new count.
+    """
+    most = len(moved) - 1
     while first != last:
         g[first] += amount
         order[DEPTH, first] += deeper
+        moved[min(count, most)] = first
         g[last] += amount
         order[DEPTH, last] += deeper
+        moved[min(count + 1, most)] = last
+        count += 2
         first = order[AFTER, first]
         if first == last:
-            return
+            return count
         last = order[BEFORE, last]
     g[first] += amount
     order[DEPTH, first] += deeper
+    moved[min(count, most)] = first
+    return count + 1
 
 
 @compiled
-def _join(first: int, second: int, order: Table) -> None:
+def _join(first: int, second: int, order: Links) -> None:
     order[AFTER, first], order[BEFORE, second] = second, first
 
 
 @compiled
-def _new_last(x: int, was: int, now: int, pixels: Table) -> None:
+def _new_last(x: int, was: int, now: int, pixels: Links) -> None:
     """The subtrees of x and the pixels above that ended with `was` end with `now`."""
-    while x >= 0 and pixels[x, LAST] == was:
+    while x != NONE and pixels[x, LAST] == was:
         pixels[x, LAST] = now
         x = pixels[x, PARENT]
 
 
 @inlined
 def rehang(
-    out: int, inside: int, outside: int, edge: int, up: int, down: int, amount: float, pixels: Table, order: Table, g: Array
-) -> None:
-    """The subtree below pixel `out` leaves its parent and hangs, by its pixel `inside`, from `outside`, with the rooms `up` and `down`, lifted by `amount`."""
+    out: int, inside: int, outside: int, edge: int, up: int, down: int, amount: float, pixels: Links, order: Links, g: Array, moved: Links,
+    count: int,
+) -> int:  # fmt: skip
+    """The subtree below pixel `out` leaves its parent and hangs, by its pixel `inside`, from `outside`, with the rooms `up` and `down`, lifted by `amount`.
+
+    How many pixels are `moved`, when it was `count`."""
     end = pixels[out, LAST]
     _new_last(pixels[out, PARENT], end, order[BEFORE, out], pixels)
     _join(order[BEFORE, out], order[AFTER, end], order)
@@ -144,18 +173,18 @@ def rehang(
     end = tail = pixels[x, LAST]
     ahead, behind = order[BEFORE, x], order[AFTER, end]
     deeper = order[DEPTH, outside] + 1 - order[DEPTH, x]
-    _lift(x, tail, amount, deeper, order, g)
+    count = _lift(x, tail, amount, deeper, order, g, moved, count)
     while x != out:
         x = pixels[x, PARENT]
         deeper += 2
         last, earlier = pixels[x, LAST], order[BEFORE, x]
-        _lift(x, ahead, amount, deeper, order, g)
+        count = _lift(x, ahead, amount, deeper, order, g, moved, count)
         _join(tail, x, order)
         if last == end:
             tail = ahead
         else:
             later = order[AFTER, last]
-            _lift(behind, last, amount, deeper, order, g)
+            count = _lift(behind, last, amount, deeper, order, g, moved, count)
             _join(ahead, behind, order)
             end = tail = last
             behind = later
@@ -170,3 +199,4 @@ def rehang(
     _join(tail, order[AFTER, outside], order)
     _join(outside, inside, order)
     _new_last(outside, outside, tail, pixels)
+    return count
