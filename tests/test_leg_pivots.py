@@ -14,11 +14,11 @@ from formulations.errors import InputError
 from formulations.leg import program, simplex
 from formulations.leg.grid import Perturbation
 from formulations.leg.network import circulation_value, faces_of
-from formulations.leg.pivots import CENTRE, FLOW, PIECE
+from formulations.leg.pivots import CENTRE, FLOW, PIECE, compare
 from formulations.leg.program import LegProgram
 from formulations.leg.sides import both_sides, conserved
 from formulations.leg.simplex import NetworkSimplex, in_lines
-from formulations.leg.tree import AFTER, ANY, BEFORE, DEPTH, DOWN, EDGE, LAST, NONE, PARENT, UP
+from formulations.leg.tree import AFTER, ANY, BEFORE, DEPTH, DOWN, EDGE, LAST, NONE, PARENT, SHIFT, UP
 
 pytest.importorskip("numba")
 
@@ -134,22 +134,39 @@ def test_the_tree_keeps_its_invariants(shape: tuple[int, int], kind: str, shares
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 8), st.integers(2, 8), st.integers(0, 10**6), st.sampled_from(["normal", "ties", "block", "one"]))
 def test_a_path_in_one_go_is_the_path_in_steps(h: int, w: int, seed: int, kind: str) -> None:
-    """However many pivots a call may make, and however few pixels are looked at one by one, the same levels are followed."""
+    """However few pivots a call may make, after which it compares all edges anew, the same levels are followed."""
     p = drawn(h, w, seed, kind)
     radii = np.geomspace(0.9, 0.01, 6) * p.maximal_level / 0.1
     whole = NetworkSimplex(h, w, p.bounds(0.0)[0]).follow(radii, 0.5, 0.1)
     size = float(np.abs(p.bounds(0.0)[0]).sum())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simplex, "_CHUNK", 3)
-        patch.setattr(simplex, "_FEW", 1)  # the edges of every pixel that moved
-        one_by_one = NetworkSimplex(h, w, p.bounds(0.0)[0])
-        in_steps = one_by_one.follow(radii, 0.5, 0.1)
-        patch.setattr(simplex, "_FEW", 10**9)  # all edges, every time
-        all_edges = NetworkSimplex(h, w, p.bounds(0.0)[0]).follow(radii, 0.5, 0.1)
-    for values, maps, _ in (in_steps, all_edges):
-        np.testing.assert_allclose(values, whole[0], rtol=0, atol=1e-11 * size)
-        np.testing.assert_allclose(maps.mean(axis=1), 0.5, atol=1e-12 * (1 + size))
-    check_tree(one_by_one)
+        stepping = NetworkSimplex(h, w, p.bounds(0.0)[0])
+        values, maps, _ = stepping.follow(radii, 0.5, 0.1)
+    np.testing.assert_allclose(values, whole[0], rtol=0, atol=1e-11 * size)
+    np.testing.assert_allclose(maps.mean(axis=1), 0.5, atol=1e-12 * (1 + size))
+    check_tree(stepping)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 20), st.integers(2, 20), st.integers(0, 10**6), st.floats(0, 1))
+def test_edges_of_what_moved_are_compared(h: int, w: int, seed: int, share: float) -> None:
+    """Every edge outside its limits with an end that moved is found, each edge once, and no other; the last of a row has none on its right."""
+    rng, p = np.random.default_rng(seed), h * w
+    g, low = rng.normal(size=p), in_lines(h, w, rng.normal(size=2 * p - h - w) - 2)
+    outside_the_grid = in_lines(h, w, np.ones(2 * p - h - w)) == 0
+    low[outside_the_grid] = -np.inf
+    x = np.flatnonzero(rng.random(p) < share)
+    moved, queue = np.zeros((p - 1 >> SHIFT) + 1, dtype=np.uint8), np.zeros(2 * p, dtype=np.uint32)
+    moved[x >> SHIFT] = 1
+    size = compare(w, g, low, np.full(2 * p, np.inf), moved, np.empty_like(moved), np.empty(1024, dtype=np.uint8), queue)
+    found = queue[:size].tolist()
+    t = in_lines(h, w, Perturbation(h, w).grid.D @ g)
+    wrong = np.flatnonzero(t < low)
+    assert len(set(found)) == len(found)
+    assert set(found) <= set(wrong.tolist())
+    assert {e for e in wrong.tolist() if e % p in x or e % p + (w if e < p else 1) in x} <= set(found)
+    assert not moved.any()
 
 
 def test_plateaus_are_flat_to_the_bit() -> None:

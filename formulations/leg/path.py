@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from formulations.leg.pivots import CENTRE, FLOW, carry, improve
 from formulations.leg.sides import both_sides, conserved
-from formulations.leg.tree import Links, Table, compiled_with
+from formulations.leg.tree import Links, Marks, Table, compiled_with
 from formulations.norms import Array
 
 OBJECTIVE, LOWER, VIOLATION = range(3)  # columns of `values` (n, 3)
@@ -12,7 +12,7 @@ OBJECTIVE, LOWER, VIOLATION = range(3)  # columns of `values` (n, 3)
 
 @compiled_with(nogil=True)
 def follow(
-    root: int, w: int, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, queue: Links, moved: Links, radii: Array, tolerances: Array, first: int,
+    root: int, w: int, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, queue: Links, moved: Marks, radii: Array, tolerances: Array, first: int,
     pivots: int, mean: float, variance: float, values: Array, maps: Array, multipliers: Array,
 ) -> int:  # fmt: skip
     """Radii from the one numbered `first` on, to which the tree was carried, with at most `pivots` pivots; the number of the one to be gone on with.

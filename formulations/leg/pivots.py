@@ -7,12 +7,9 @@ that all vertical and all horizontal differences are two long lines; those that 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from formulations.leg.tree import AFTER, ANY, DOWN, EDGE, PARENT, UP, Links, Table, blocking, compiled, inlined, rehang
+from formulations.leg.tree import AFTER, ANY, DOWN, EDGE, PARENT, SHIFT, UP, Links, Marks, Table, blocking, compiled, inlined, rehang
 from formulations.norms import Array
-
-Marks = NDArray[np.uint8]
 
 # Rows of `edges` (2, 2p): z; the piece of a tree edge, −1 off the tree
 FLOW, PIECE = range(2)
@@ -112,20 +109,41 @@ def _outside(heads: Array, tails: Array, low: Array, high: Array, marks: Marks) 
 
 
 @compiled
-def _sift(size: int, start: int, step: int, first: int, g: Array, low: Array, high: Array, marks: Marks, queue: Links) -> int:
-    """Of a stretch of edges, from the pixels from `start` on to those `step` further, those outside their limits join the queue; its size."""
-    stop = min(start + len(marks), len(g) - step)
-    if stop - start < len(marks):
-        marks[:] = 0
+def _sift(size: int, start: int, stop: int, step: int, first: int, g: Array, low: Array, high: Array, marks: Marks, queue: Links) -> int:
+    """Of the edges from the pixels of a stretch to those `step` further, those outside their limits join the queue; its size."""
+    stop = min(stop, len(g) - step)
     if start >= stop:
         return size
+    eights = marks[: (stop - start + 7) // 8 * 8].view(np.uint64)
+    eights[-1] = 0
     _outside(g[start + step : stop + step], g[start:stop], low[first + start : first + stop], high[first + start : first + stop], marks)
-    eights = marks.view(np.uint64)
     for i in range(len(eights)):
         if eights[i] != 0:  # one of eight marks
             for k in range(8 * i, 8 * i + 8):
                 queue[size] = first + start + k  # overwritten by the next one unless it counts: cheaper than a branch
                 size += marks[k]
+    return size
+
+
+@compiled
+def compare(w: int, g: Array, low: Array, high: Array, moved: Marks, seen: Marks, marks: Marks, queue: Links) -> int:
+    """The edges outside their limits, of those that have an end in a block where something moved, join the empty queue; its size. The marks are taken back."""
+    seen[:] = moved
+    for block in range(len(moved)):
+        if moved[block]:  # its pixels are heads, too
+            for tail in ((block << SHIFT) - 1, (block << SHIFT) - w, (block << SHIFT) - w + (1 << SHIFT) - 1):
+                seen[max(tail, 0) >> SHIFT] = 1
+    moved[:] = 0
+    size, block = 0, 0
+    while block < len(seen):
+        end = block
+        while end < len(seen) and seen[end]:
+            end += 1
+        for start in range(block << SHIFT, end << SHIFT, _STRETCH):  # in the order of the image: neighbours are near in memory
+            stop = min(start + _STRETCH, end << SHIFT)
+            size = _sift(size, start, stop, w, 0, g, low, high, marks, queue)
+            size = _sift(size, start, stop, 1, len(g), g, low, high, marks, queue)
+        block = end + 1
     return size
 
 
@@ -143,10 +161,10 @@ def _push(x: int, join: int, amount: int, rising: bool, pixels: Links, edges: Ta
 
 @inlined
 def _enter(
-    e: int, tail: int, head: int, rising: bool, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, moved: Links,
-    count: int, radius: float, tolerance: float,
-) -> int:  # fmt: skip
-    """One pivot on edge e: how many pixels are `moved`, when it was `count`; −1 where nothing ever blocks it, which rounding alone could bring about."""
+    e: int, tail: int, head: int, rising: bool, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, moved: Marks,
+    radius: float, tolerance: float,
+) -> bool:  # fmt: skip
+    """One pivot on edge e; False where nothing ever blocks it, which rounding alone could bring about."""
     u, v = (tail, head) if rising else (head, tail)
     z, lo, hi, piece = edges[FLOW, e], limits[CENTRE, e] - radius, limits[CENTRE, e] + radius, 1
     if rising and z == 1 and hi >= 0:
@@ -157,7 +175,7 @@ def _enter(
     room_u, at_u, room_v, at_v, join = blocking(u, v, pixels, order)
     amount = min(own, min(room_u, room_v))
     if amount == ANY:
-        return -1
+        return False
     if amount > 0:
         z += amount if rising else -amount
         edges[FLOW, e] = z
@@ -167,7 +185,7 @@ def _enter(
         out, inside, outside = at_v, v, u
     elif own == amount:  # it only moved to its next kink
         _fence(e, edges, limits, radius, tolerance)
-        return count
+        return True
     else:
         out, inside, outside = at_u, u, v
     left = pixels[out, EDGE]
@@ -176,31 +194,20 @@ def _enter(
     upwards = inside == tail
     up, down = _room(piece, z, upwards, lo, hi), _room(piece, z, not upwards, lo, hi)
     amiss = _slope(piece, lo, hi) - (g[head] - g[tail])
-    return rehang(out, inside, outside, e, up, down, -amiss if upwards else amiss, pixels, order, g, moved, count)
-
-
-@compiled
-def _beside(size: int, x: int, w: int, g: Array, low: Array, high: Array, queue: Links) -> int:
-    """Of the edges of pixel x, those outside their limits join the queue; its size."""
-    p = len(g)
-    for step, first in ((w, 0), (1, p)):
-        for tail in range(x - step, x + 1, step):
-            if 0 <= tail < p - step:
-                t = g[tail + step] - g[tail]
-                queue[size] = first + tail  # overwritten by the next one unless it counts
-                size += (t < low[first + tail]) | (t > high[first + tail])
-    return size
+    rehang(out, inside, outside, e, up, down, -amiss if upwards else amiss, pixels, order, g, moved)
+    return True
 
 
 @compiled
 def improve(
-    w: int, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, queue: Links, moved: Links, radius: float, tolerance: float,
+    w: int, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, queue: Links, moved: Marks, radius: float, tolerance: float,
     pivots: int,
 ) -> int:  # fmt: skip
     """At most `pivots` pivots for the given radius of all [lo, hi], to which the tree was carried; how many are left, −1 where some edge can still enter."""
-    p, size, place, kept, count, compared = len(g), 0, 0, 0, len(moved) + 1, -1
-    low, high, marks = limits[LOW], limits[HIGH], np.empty(_STRETCH, dtype=np.uint8)
+    p, size, place, kept, compared = len(g), 0, 0, 0, -1
+    low, high, marks, seen = limits[LOW], limits[HIGH], np.empty(_STRETCH, dtype=np.uint8), np.empty_like(moved)
     _fences(edges[FLOW], edges[PIECE], limits[CENTRE], low, high, radius, tolerance)
+    moved[:] = 1
     while True:
         entering, most, looked = -1, 0.0, 0
         while looked < _BLOCK or entering < 0:
@@ -222,19 +229,9 @@ def improve(
             if pivots == compared:  # nothing could enter
                 return pivots
             compared = pivots
-            if count <= len(moved):  # few pixels moved since the last time: only their edges can have left their limits
-                for k in range(count):
-                    size = _beside(size, moved[k], w, g, low, high, queue)
-            else:
-                for start in range(0, p, _STRETCH):  # in the order of the image: neighbours are near in memory
-                    size = _sift(size, start, w, 0, g, low, high, marks, queue)
-                    size = _sift(size, start, 1, p, g, low, high, marks, queue)
-            count = 0
+            size = compare(w, g, low, high, moved, seen, marks, queue)
             continue
         tail, head = _ends(entering, p, w)
         pivots -= 1
-        if pivots < 0:
-            return -1
-        count = _enter(entering, tail, head, most > 0, pixels, order, edges, limits, g, moved, count, radius, tolerance)
-        if count < 0:
+        if pivots < 0 or not _enter(entering, tail, head, most > 0, pixels, order, edges, limits, g, moved, radius, tolerance):
             return -1

@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 from formulations.leg.network import Integers
 from formulations.leg.path import follow
 from formulations.leg.pivots import CENTRE, FLOW, PIECE, carry
-from formulations.leg.tree import EDGE, plant
+from formulations.leg.tree import EDGE, SHIFT, plant
 from formulations.norms import Array
 
 Number = TypeVar("Number", np.float64, np.int64)
 _CHUNK = 2**15  # pivots between two looks at the clock: a tenth of a second on large grids
-_FEW = 8  # a share of the pixels; if fewer moved, their edges are looked at one by one
 _TOLERANCE = 1e-13  # of the largest bound: what an edge off the tree may exceed its slopes by
 
 
@@ -44,7 +43,11 @@ class NetworkSimplex:
         self.shape, self.root, self.radius, self.largest = (h, w), (h // 2) * w + w // 2, math.inf, float(np.abs(centre).max())
         self.pixels, self.order = np.empty((p, 5), dtype=np.uint32), np.empty((3, p), dtype=np.uint32)
         self.edges, self.limits = np.zeros((2, 2 * p), dtype=np.int32), np.empty((3, 2 * p))
-        self.potentials, self._queue, self._moved = np.empty(p), np.empty(2 * p, dtype=np.uint32), np.empty(1 + p // _FEW, dtype=np.uint32)
+        self.potentials, self._queue, self._moved = (
+            np.empty(p),
+            np.empty(2 * p, dtype=np.uint32),
+            np.empty((p - 1 >> SHIFT) + 1, dtype=np.uint8),
+        )
         plant(self.root, w, self.pixels, self.order)
         self.limits[CENTRE] = in_lines(h, w, centre)
         self.edges[PIECE] = 1 + in_lines(h, w, np.full(len(centre), -2))  # those that would leave the grid are on a piece: they never enter

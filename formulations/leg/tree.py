@@ -19,6 +19,7 @@ from formulations.norms import Array
 
 Table = NDArray[np.int32]
 Links = NDArray[np.uint32]  # without a sign, as an index that cannot be negative is found sooner: walks along a tree wait for nothing else
+Marks = NDArray[np.uint8]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # Columns of `pixels` (p, 5): the pixel above and the edge to it (NONE: of the root), how much more can flow to the parent and from it, the last pixel of the subtree
@@ -26,6 +27,7 @@ PARENT, EDGE, UP, DOWN, LAST = range(5)
 # Rows of `order` (3, p), apart since walks along the ring touch nothing else: the next and the previous pixel, edges to the root
 AFTER, BEFORE, DEPTH = range(3)
 
+SHIFT = 6  # pixel x lies in block x >> 6
 ANY = 2**20  # room without end
 NONE = 2**32 - 1  # the pixel above the root, and the edge to it
 
@@ -120,28 +122,22 @@ def blocking(u: int, v: int, pixels: Links, order: Links) -> tuple[int, int, int
 
 
 @compiled
-def _lift(first: int, last: int, amount: float, deeper: int, order: Links, g: Array, moved: Links, count: int) -> int:
-    """A stretch of the ring moves by `amount` and learns its depths: from both ends, as each walk waits for memory.
-
-    Its pixels are written after the `count` that are in `moved`, while there is room; the new count.
-    """
-    most = len(moved) - 1
+def _lift(first: int, last: int, amount: float, deeper: int, order: Links, g: Array, moved: Marks) -> None:
+    """A stretch of the ring moves by `amount` and learns its depths, and its blocks are marked: from both ends, as each walk waits for memory."""
     while first != last:
         g[first] += amount
         order[DEPTH, first] += deeper
-        moved[min(count, most)] = first
+        moved[first >> SHIFT] = 1
         g[last] += amount
         order[DEPTH, last] += deeper
-        moved[min(count + 1, most)] = last
-        count += 2
+        moved[last >> SHIFT] = 1
         first = order[AFTER, first]
         if first == last:
-            return count
+            return
         last = order[BEFORE, last]
     g[first] += amount
     order[DEPTH, first] += deeper
-    moved[min(count, most)] = first
-    return count + 1
+    moved[first >> SHIFT] = 1
 
 
 @compiled
@@ -159,12 +155,9 @@ def _new_last(x: int, was: int, now: int, pixels: Links) -> None:
 
 @inlined
 def rehang(
-    out: int, inside: int, outside: int, edge: int, up: int, down: int, amount: float, pixels: Links, order: Links, g: Array, moved: Links,
-    count: int,
-) -> int:  # fmt: skip
-    """The subtree below pixel `out` leaves its parent and hangs, by its pixel `inside`, from `outside`, with the rooms `up` and `down`, lifted by `amount`.
-
-    How many pixels are `moved`, when it was `count`."""
+    out: int, inside: int, outside: int, edge: int, up: int, down: int, amount: float, pixels: Links, order: Links, g: Array, moved: Marks,
+) -> None:  # fmt: skip
+    """The subtree below pixel `out` leaves its parent and hangs, by its pixel `inside`, from `outside`, with the rooms `up` and `down`, lifted by `amount`."""
     end = pixels[out, LAST]
     _new_last(pixels[out, PARENT], end, order[BEFORE, out], pixels)
     _join(order[BEFORE, out], order[AFTER, end], order)
@@ -173,18 +166,18 @@ def rehang(
     end = tail = pixels[x, LAST]
     ahead, behind = order[BEFORE, x], order[AFTER, end]
     deeper = order[DEPTH, outside] + 1 - order[DEPTH, x]
-    count = _lift(x, tail, amount, deeper, order, g, moved, count)
+    _lift(x, tail, amount, deeper, order, g, moved)
     while x != out:
         x = pixels[x, PARENT]
         deeper += 2
         last, earlier = pixels[x, LAST], order[BEFORE, x]
-        count = _lift(x, ahead, amount, deeper, order, g, moved, count)
+        _lift(x, ahead, amount, deeper, order, g, moved)
         _join(tail, x, order)
         if last == end:
             tail = ahead
         else:
             later = order[AFTER, last]
-            count = _lift(behind, last, amount, deeper, order, g, moved, count)
+            _lift(behind, last, amount, deeper, order, g, moved)
             _join(ahead, behind, order)
             end = tail = last
             behind = later
@@ -199,4 +192,3 @@ def rehang(
     _join(tail, order[AFTER, outside], order)
     _join(outside, inside, order)
     _new_last(outside, outside, tail, pixels)
-    return count
