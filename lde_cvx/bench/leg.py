@@ -6,8 +6,8 @@ moments is left out. Every relative gap is evaluated by us: `objective` at a poi
 claims. A rival that its limit stops shows the gap that it had reached.
 
 The path has 50 levels from L_max down to 0.02·L_max in equal ratios, each started from its neighbour; "over one solve" compares with our fastest single
-solve at L = 0.1·L_max, "over solve()" with the one that is made there when no solver is named, and our solvers are also asked at the path's last level. The network simplex is there where numba is; loading its compiled loops
-(and, once on a machine, compiling them) is left out.
+solve at L = 0.1·L_max, "over solve()" with the one that is made there when no solver is named. Our solvers are also asked at the path's last level. The
+network simplex is there where numba is; loading its compiled loops (and, once on a machine, compiling them) is left out.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def instance(side: int, seed: int = 0) -> LegProgram:
 
 
 def measure(side: int, *, time_limit: float, path: bool) -> pd.DataFrame:
-    """One row a method: CPU seconds, those over our fastest single solve and over the default one, objective, certified lower bound, relative gap; of a path, its widest gap."""
+    """One row a method: CPU seconds, plain and over two single solves, objective, certified lower bound, relative gap; of a path, its widest gap."""
     program = instance(side)
     ours = ["cuts", "pivots"] if available() else ["cuts"]
 
