@@ -13,7 +13,7 @@ network simplex is there where numba is; loading its compiled loops (and, once o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,23 +50,23 @@ def measure(side: int, *, time_limit: float, path: bool) -> pd.DataFrame:
     program = instance(side)
     ours = ["cuts", "pivots"] if available() else ["cuts"]
 
-    def row(name: str, share: str, work: Callable[[], LegSolution]) -> tuple[str, str, LegSolution, float]:
-        return (name, share, *_timed(work))
-
-    def one(solver: str, share: float) -> Callable[[], LegSolution]:
-        return lambda: program.solve(share * program.maximal_level, solver=solver, time_limit=time_limit)
+    def one(solver: str, share: float) -> tuple[str, str, Callable[[], LegSolution]]:
+        return _NAMES[solver], f"{share:g}", lambda: program.solve(share * program.maximal_level, solver=solver, time_limit=time_limit)
 
     for solver in ours:  # the faces of the grid are built, and the loops loaded, once
-        one(solver, 0.9)()
-    asked = [s for s in (*ours, "highs", "clarabel") if side <= _LIMIT.get(s, side)]
-    rows = [row(_NAMES[solver], f"{_SHARE:g}", one(solver, _SHARE)) for solver in asked]
-    single = dict(zip(ours, (seconds for *_, seconds in rows), strict=False))
-    fastest, usual = min(single.values()), single[program.solve(_SHARE * program.maximal_level).solver]
+        one(solver, 0.9)[-1]()
+    asked = [[one(s, _SHARE)] for s in (*ours, "highs", "clarabel") if side <= _LIMIT.get(s, side)]
     if path and side <= _PATH_LIMIT[ours[-1]]:
         levels = np.geomspace(1.0, _LAST, _POINTS) * program.maximal_level
-        rows += [row(_NAMES[solver], f"{_LAST:g}", one(solver, _LAST)) for solver in ours]
         name = f"path of {_POINTS}, {_NAMES[ours[-1]]}"
-        rows.append(row(name, f"1 … {_LAST:g}", lambda: max(program.solve_path(levels), key=lambda s: s.relative_gap)))
+        followed = (name, f"1 … {_LAST:g}", lambda: max(program.solve_path(levels), key=lambda s: s.relative_gap))
+        asked[len(ours) - 1] += [one(ours[-1], _LAST), followed]  # in turns, as a machine is not equally fast at all times
+        asked += [[one(solver, _LAST)] for solver in ours[:-1]]
+    rows = [(name, share, *timed) for group in asked for (name, share, _), timed in zip(group, _timed([w for *_, w in group]), strict=True)]
+    shares, names = [f"{_SHARE:g}", f"{_LAST:g}", f"1 … {_LAST:g}"], list(_NAMES.values())
+    rows.sort(key=lambda row: (shares.index(row[1]), names.index(row[0]) if row[0] in names else 0))
+    single = {solver: next(row[-1] for row in rows if row[0] == _NAMES[solver]) for solver in ours}
+    fastest, usual = min(single.values()), single[program.solve(_SHARE * program.maximal_level).solver]
     return pd.DataFrame([
         {"side": side, "method": name, "L / L_max": share, "CPU s": seconds, "over one solve": seconds / fastest,
          "over solve()": seconds / usual,
@@ -75,15 +75,19 @@ def measure(side: int, *, time_limit: float, path: bool) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    """The answer, and the least CPU seconds of at most twenty repetitions within ten seconds."""
-    least, spent, repetitions = np.inf, 0.0, 0
+def _timed(works: Sequence[Callable[[], T]]) -> list[tuple[T, float]]:
+    """Of each its answer, and the least CPU seconds of at most twenty repetitions, one after the other, within ten seconds."""
+    found: list[tuple[T, float]] = []
+    spent, repetitions = 0.0, 0
     while repetitions < _REPETITIONS and (repetitions == 0 or spent * (repetitions + 1) / repetitions < _PATIENCE):
-        begun = time.process_time()
-        found = work()
-        seconds = time.process_time() - begun
-        least, spent, repetitions = min(least, seconds), spent + seconds, repetitions + 1
-    return found, least
+        once = []
+        for work in works:
+            begun = time.process_time()
+            answer = work()
+            once.append((answer, time.process_time() - begun))
+        spent, repetitions = spent + sum(seconds for _, seconds in once), repetitions + 1
+        found = [(new[0], min(new[1], old[1])) for new, old in zip(once, found or once, strict=True)]
+    return found
 
 
 def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Console | None = None) -> pd.DataFrame:
