@@ -29,6 +29,7 @@ from lde_cvx.methods import DUAL, SEARCHES, known
 from lde_cvx.model_files import checker_network
 from lde_cvx.price_reading import BindingProgram, BoundaryAtWitness
 from lde_cvx.progress import Progress, progress_bar, silent
+from lde_cvx.reading import Reading
 from lde_cvx.searching import SECONDS, binding_row, check_searchable, search_radii
 from lde_cvx.second_order import check_order, with_second_order
 from lde_cvx.sufficient import SufficientReason, sufficient_reason
@@ -236,15 +237,15 @@ class LagrangeDualExplainer:
         else:
             binding, a, b, target = linear.solution, linear.a, linear.b, linear.rival
         validity, fraction = linear_validity(linear.radius * (1 - SOLVER), lower, upper)
-        reachable = binding is not None and np.isfinite(lower) and np.isfinite(binding.value)
-        scores = float(binding.multipliers["margin"].sum()) * np.abs(a) if reachable and binding is not None else np.zeros(x0.size)
+        program = None if binding is None else BindingProgram.of(self.norm, a, b, C, x0, binding)
+        reading = Reading.of(binding, lower, certifies=radius is not None)
+        scores = program.margin_multiplier * np.abs(a) if program is not None and reading.has_lambda else np.zeros(x0.size)
         return Explanation(
             x0=x0, norm=self.norm, decision=decision, method=self.method, outputs=outputs, lower=lower, upper=upper, target=target,
             scores=scores.reshape(x0.shape), multipliers={} if binding is None else dict(binding.multipliers),
-            prices={} if binding is None else dict(binding.prices), witness=point, verdict=Verdict.of(lower, upper), certificate=certificate,
+            prices=dict(binding.prices) if binding is not None and reading.has_lambda else {}, witness=point, verdict=Verdict.of(lower, upper), certificate=certificate,
             linear_radius=linear.radius, linear_validity=validity[0], linear_certified_fraction=float(fraction[0]), seconds=seconds,
-            feature_names=self.feature_names,
-            binding=None if binding is None else BindingProgram.of(self.norm, a, b, C, x0, binding),
+            feature_names=self.feature_names, binding=program,
             boundary=None if point is None else BoundaryAtWitness(self.model, batch.x[i], witness.delta, self.norm, C, decision, self.seed),
         )  # fmt: skip
 

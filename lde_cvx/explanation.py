@@ -19,6 +19,7 @@ import numpy as np
 from formulations.errors import InputError
 from formulations.given import array
 from formulations.norms import Array, Norm
+from lde_cvx.reading import Reading
 from verification.checker import Verdict
 from verification.checking.outward import down_words, up_words
 from verification.validity import Validity
@@ -43,9 +44,9 @@ class Explanation:
     target           the class (or side) that the binding row flips to
     scores           S_i = λ|a_i|
     multipliers      {"margin": λ (1,), constraint name: array}: of the certified program of the binding rival, of the linearised one for
-                     method="linear", of the dual ray that excludes every change when `lower` is +inf; with branching of CROWN's program, since the rows
-                     of a tree's leaves speak only of flips nearer than `lower`
-    prices           {constraint name: …}: how fast the program's value falls per unit of the constraint's level
+                     method="linear"; with branching of CROWN's program, since the rows of a tree's leaves speak only of flips nearer than `lower`; a dual
+                     ray, of arbitrary size, where that program has no solution. `reading` says which
+    prices           {constraint name: …}: how fast the program's value falls per unit of the constraint's level; empty where it has no solution
     witness          x0 + δ, an allowed input that flips the decision in float64; None when none was found
     verdict          what is known; its value is the advice
     linear_radius    value of the linearised program over C; +inf when it has no solution. Not certified: see `linear_validity`
@@ -90,8 +91,13 @@ class Explanation:
 
     @property
     def margin_multiplier(self) -> float:
-        """λ of the margin row: distance per unit of margin."""
-        return float(np.sum(self.multipliers.get("margin", 0.0)))
+        """λ of the margin row: distance per unit of margin; NaN where there is none (see `reading`)."""
+        return self.binding.margin_multiplier if self.binding is not None and self.reading.has_lambda else math.nan
+
+    @property
+    def reading(self) -> Reading:
+        """Of which program λ is, and whether that program's value is what is certified."""
+        return Reading.of(None if self.binding is None else self.binding.solution, self.lower, certifies=self.method != "linear")
 
     @property
     def diagnosis(self) -> KktDiagnosis | None:
@@ -163,6 +169,7 @@ class Explanation:
             "linear_certified_fraction": self.linear_certified_fraction, "quadratic_radius": self.quadratic_radius,
             "quadratic_validity": None if self.quadratic is None else self.quadratic.validity.name.lower(),
             "quadratic_certified_fraction": None if self.quadratic is None else self.quadratic.certified_fraction,
+            "lambda": self.margin_multiplier, "reading": self.reading.name.lower(),
             "multipliers": {k: np.asarray(v).tolist() for k, v in self.multipliers.items()},
             "prices": {k: np.asarray(v).tolist() for k, v in self.prices.items()},
             "scores": self.scores.tolist(), "input": self.x0.tolist(), "witness": None if self.witness is None else self.witness.tolist(),
@@ -179,23 +186,32 @@ class Explanation:
         return "" if self.quadratic is None else f", quadratic {self.quadratic.radius:.4g} ({self.quadratic.validity.name.lower()})"
 
     def multiplier_words(self) -> tuple[str, ...]:
-        """λ, KKT residual and active constraints of the program behind the scores, then of the boundary at the witness."""
-        first = "λ of the linearised program" if self.method == "linear" else "certified λ"
-        words = [f"{first} {self.margin_multiplier:.4g}{_residual_and_active(self.diagnosis)}"]
+        """λ, KKT residual and active constraints of the program behind the scores, and what it certifies; then those of the boundary at the witness."""
+        own = math.nan if self.binding is None else self.binding.solution.lower
+        words = [self.reading.words(self.margin_multiplier, own, self.lower)]
+        if self.reading.has_lambda:
+            words[0] += _residual_and_active(self.diagnosis)
         local = self.at_witness
         if local is not None:
             standing = local.standing.name.lower().replace("_", " ")
             words.append(f"local λ at the witness {local.lam:.4g} ({standing}){_residual_and_active(local.kkt)}")
         return tuple(words)
 
+    def rival_words(self) -> str:
+        """The class that the binding row flips to; where no row can fall, none binds."""
+        if self.reading is Reading.UNREACHABLE:
+            return "none: no row can fall"
+        return "none: no linearised row can fall" if self.reading is Reading.RAY and self.method == "linear" else str(self.target)
+
     def _repr_html_(self) -> str:
+        score = "{:.4g}" if self.reading.has_lambda else "–"
         rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(str(r.feature))}</td><td>{r.value:.4g}</td><td>{r.score:.4g}</td><td>{r.witness:.4g}</td></tr>"
+            f"<tr><td style='text-align:left'>{html.escape(str(r.feature))}</td><td>{r.value:.4g}</td><td>{score.format(r.score)}</td><td>{r.witness:.4g}</td></tr>"
             for r in self.to_frame(8).itertuples()
         )
         return (
             f"<div><b>{html.escape(self.norm.label)}: {down_words(self.lower, 4)} ≤ distance ≤ {up_words(self.upper, 4)}</b> &nbsp; gap {self.gap:.1%}<br>"
-            f"{html.escape(self.decision.label)}; binding rival {self.target}<br>"
+            f"{html.escape(self.decision.label)}; binding rival {self.rival_words()}<br>"
             f"linearised radius {self.linear_radius:.4g}: {self.linear_validity.name.lower()}{self._quadratic_words()} (not certified by themselves)<br>"
             f"{html.escape('; '.join(self.multiplier_words()))}<br>"
             f"<i>{html.escape(self.verdict.value)}</i>"

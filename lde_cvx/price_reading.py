@@ -41,6 +41,10 @@ class BindingProgram:
         return diagnose(self.solution, self.norm, self.a, np.array([self.b]), self.parts)
 
     @property
+    def margin_multiplier(self) -> float:
+        return float(np.sum(self.solution.multipliers["margin"]))
+
+    @property
     def flags(self) -> tuple[PriceFlag, ...]:
         return self.diagnosis.flags
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lde_cvx.auditing.record import AuditRow, Move, Price
+from lde_cvx.reading import Reading
 
 FEATURES = (
     "duration",
@@ -30,7 +31,8 @@ def example_row(k: int, norm: str, label: str, verdict: str = "BRACKETED") -> Au
     return AuditRow(
         id=f"applicant-{k:04d}", data_row=k, norm=norm, norm_label=label, score=float(rng.uniform(0.5, 0.99)),
         linear_radius=lower * float(rng.uniform(0.9, 1.2)) if reachable else math.inf, linear_validity=("certified", "refuted", "unknown")[k % 3],
-        linear_certified_fraction=0.8, lower=lower, upper=upper, gap=gap, multiplier=0.37 if reachable else 0.0,
+        linear_certified_fraction=0.8, lower=lower, upper=upper, gap=gap, multiplier=0.37 if reachable else math.nan,
+        reading="bound" if reachable else "unreachable", reading_words=Reading.BOUND.value if reachable else Reading.UNREACHABLE.value,
         prices=(Price("age stays as it is", 0.012, "year"), Price("duration within the data's range", 3.1e-5, "month")) if k % 2 else (),
         sensitivities=dict(zip(FEATURES, map(float, rng.dirichlet(np.ones(len(FEATURES)))), strict=True)) if reachable else {},
         witness=(Move("duration", "48 months", "31.5 months"), Move("checking_status", "<0", "62 % <0, 38 % 0<=X<200")) if verdict == "BRACKETED" else None,

@@ -294,8 +294,8 @@ def test_images_and_double_sources_are_refused(tmp_path: Path) -> None:
 
 def test_rows_survive_json() -> None:
     row = AuditRow(
-        "a", 1, "l2", "ℓ2", 0.7, math.inf, "unknown", 0.0, math.inf, math.inf, 0.0, 0.0, (Price("c", 1e-300, "year"),), {"f": 0.1}, (Move("f", "1", "2"),),
-        "CERTIFIED_UNREACHABLE", "words", "certificates/a-l2.json", "valid",
+        "a", 1, "l2", "ℓ2", 0.7, math.inf, "unknown", 0.0, math.inf, math.inf, 0.0, 0.0, "bound", "in words", (Price("c", 1e-300, "year"),),
+        {"f": 0.1}, (Move("f", "1", "2"),), "CERTIFIED_UNREACHABLE", "words", "certificates/a-l2.json", "valid",
     )  # fmt: skip
     text = json.dumps(to_json(row.to_dict()), allow_nan=False)
     assert AuditRow.from_dict(json.loads(text)) == row

@@ -99,6 +99,18 @@ def test_explain_in_json(folder: Path, tmp_path: Path) -> None:
     assert len(told["scores"]) == DIM
 
 
+@pytest.mark.parametrize("method", ["ibp", "linear"])
+def test_explain_reads_no_lambda_off_a_program_without_solution(folder: Path, tmp_path: Path, method: str) -> None:
+    """Interval bounds give constant rows; within a tiny box no linearised row falls. Their multipliers are rays."""
+    allowed = ("--max-change", 1e-3) if method == "linear" else ()
+    done = lde("explain", folder / "model.safetensors", "-i", folder / "x.csv", *allowed, "--method", method, "-o", tmp_path / "c.json")
+    assert done.exit_code == 0, done.output
+    assert "no λ: no allowed change makes the" in done.output
+    assert "certified λ" not in done.output
+    assert re.search(r"│ a +│ [^│]+│ +– │", done.output), "no score without a λ"
+    assert ("none: no linearised row can fall" in done.output) is (method == "linear")
+
+
 def test_explain_a_threshold(folder: Path, tmp_path: Path) -> None:
     done = lde("explain", folder / "one.safetensors", "-i", folder / "x.csv", "--threshold", 100, "-o", tmp_path / "c.json", "--json")
     assert done.exit_code == 0, done.output

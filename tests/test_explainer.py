@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 import lde_cvx as lde
+from formulations.status import Status
 from lde_cvx.methods import BOUNDS, CHAINS
 from lde_cvx.models import mlp
+from lde_cvx.reading import Reading
 from verification import radius
 from verification.validity import Validity
 
@@ -130,6 +132,30 @@ def test_the_multiplier_at_the_witness_stands_beside_the_certified_one(model: nn
     assert tight.at_witness is None
     assert len(tight.multiplier_words()) == 1
     assert "linearised" in explained(model, x0, norm="inf", constraints=BOX, method="linear").multiplier_words()[0]
+
+
+@pytest.mark.parametrize("method", ["linear", "ibp", "crown", "alpha-crown", "branching"])
+@pytest.mark.parametrize("half", [1e-3, 0.5, 5.0])
+def test_lambda_is_called_certified_only_where_its_program_proves_the_published_bound(
+    model: nn.Module, x0: torch.Tensor, method: str, half: float
+) -> None:
+    """An infeasible program's multipliers are a ray of arbitrary size: no λ, no prices, no scores. Elsewhere the words name what is certified."""
+    C = lde.Box(-half, half, on="change")
+    e = explained(model, x0, constraints=C, method=method, time_limit=0.5 if method == "branching" else None)
+    words, program = e.multiplier_words()[0], e.binding
+    certified = words.startswith("certified λ")
+    assert certified is (e.reading is Reading.BOUND)
+    if certified:
+        assert program.solution.lower == pytest.approx(e.lower, rel=5e-3)
+    if program is None or program.solution.status is not Status.OPTIMAL or np.isinf(e.lower):
+        assert not e.reading.has_lambda
+        assert words.startswith("no λ")
+        assert np.isnan(e.margin_multiplier)
+        assert not e.scores.any()
+        assert e.prices == {}
+    else:
+        assert e.margin_multiplier == pytest.approx(program.solution.multipliers["margin"].sum())
+    assert e.to_dict()["reading"] == e.reading.name.lower()
 
 
 def test_a_small_set_is_certified_unreachable(model: nn.Module, x0: torch.Tensor) -> None:

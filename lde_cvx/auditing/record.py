@@ -30,7 +30,7 @@ class AuditRow:
     """One applicant in one norm. Distances are in standardised units; `sensitivities` maps every feature to S_i = λ|a_i|.
 
     lower, upper    certified lower bound and witnessed upper bound; infinite where none
-    multiplier      λ of the binding margin row
+    multiplier      λ of the binding margin row, NaN where there is none; reading: of which program it is (`lde_cvx.reading.Reading`), by name and in words
     linear_*        the linearised radius (not certified), what is known of it, and the largest certified fraction of it
     check, level    "valid", or what the checker said; the highest level that passed, "B" or "A", "" where none did
     """
@@ -47,6 +47,8 @@ class AuditRow:
     upper: float
     gap: float
     multiplier: float
+    reading: str
+    reading_words: str
     prices: tuple[Price, ...]
     sensitivities: dict[str, float]
     witness: tuple[Move, ...] | None

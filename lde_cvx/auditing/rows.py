@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,20 +10,18 @@ from formulations.norms import Array
 from formulations.semantic import Schema
 from lde_cvx.auditing.record import AuditRow, Move, Price
 from lde_cvx.explanation import Explanation
-from verification.checker import Verdict
 
 NOISE = 1e-6  # in standardised units: multipliers below this are no active constraints, changes below this are left to the certificate file
 
 
 def audit_row(schema: Schema, e: Explanation, data_row: int, name: str, norm: str, declined: int, certificate: str) -> AuditRow:
     """The row of applicant `data_row`; `declined` is the output that declines, `certificate` the file's path inside the audit's folder."""
-    reachable = e.verdict is not Verdict.CERTIFIED_UNREACHABLE
     sensitivities = {f: float(s) for f, s in zip(schema.feature_names, e.scores.ravel(), strict=True) if s > 0}
     return AuditRow(
         id=name, data_row=data_row, norm=norm, norm_label=e.norm.label, score=probability(e.outputs, declined),
         linear_radius=e.linear_radius, linear_validity=e.linear_validity.name.lower(), linear_certified_fraction=e.linear_certified_fraction,
-        lower=e.lower, upper=e.upper, gap=e.gap, multiplier=e.margin_multiplier if reachable else math.nan,
-        prices=prices(schema, e.multipliers) if reachable else (), sensitivities=sensitivities, witness=moves(schema, e),
+        lower=e.lower, upper=e.upper, gap=e.gap, multiplier=e.margin_multiplier, reading=e.reading.name.lower(), reading_words=e.reading.value,
+        prices=prices(schema, e.multipliers) if e.reading.has_lambda else (), sensitivities=sensitivities, witness=moves(schema, e),
         verdict=e.verdict.name, advice=e.verdict.value, certificate=certificate, check="not yet checked",
     )  # fmt: skip
 

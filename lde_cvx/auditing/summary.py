@@ -36,13 +36,13 @@ def results_csv(rows: Sequence[AuditRow]) -> str:
     table = csv.writer(out, lineterminator="\n")
     table.writerow([
         "applicant", "data_row", "norm", "score", "linear_radius", "linear_validity", "linear_certified_fraction", "lower", "upper", "gap", "lambda",
-        "verdict", "top_features", "active_constraints", "witness", "certificate", "check",
+        "lambda_reading", "verdict", "top_features", "active_constraints", "witness", "certificate", "check",
     ])  # fmt: skip
     for r in rows:
         numbers = [r.lower, r.upper, r.gap, r.multiplier]
         table.writerow([
             r.id, r.data_row, r.norm, repr(r.score), repr(r.linear_radius), r.linear_validity, repr(r.linear_certified_fraction), *map(repr, numbers),
-            r.verdict, "; ".join(f"{name}: {value:.6g}" for name, value in r.top_features),
+            r.reading, r.verdict, "; ".join(f"{name}: {value:.6g}" for name, value in r.top_features),
             "; ".join(f"{p.constraint}: {p.price:.6g} per {p.unit}" for p in r.prices),
             "" if r.witness is None else "; ".join(f"{m.feature}: {m.before} -> {m.after}" for m in r.witness), r.certificate, r.check,
         ])  # fmt: skip

@@ -97,7 +97,7 @@ def show(e: Explanation, top: int) -> None:
         ("decision", e.decision.label),
         ("distance", f"{down_words(e.lower, 6)} ≤ {e.norm.label} ≤ {up_words(e.upper, 6)}   (gap {e.gap:.1%})"),
         ("verdict", f"{e.verdict.name}: {e.verdict.value}"),
-        *([("binding rival", str(e.target))] if e.decision.kind in ("classification", "rival", "pair") else []),
+        *([("binding rival", e.rival_words())] if e.decision.kind in ("classification", "rival", "pair") else []),
         (
             "linearised",
             f"{e.linear_radius:.6g}, {e.linear_validity.name.lower()}; certified up to {down(e.linear_certified_fraction, 2):.0%} of it",
@@ -110,7 +110,12 @@ def show(e: Explanation, top: int) -> None:
     for column in ("feature", "value", "score λ|a|", "witness"):
         table.add_column(column, justify="left" if column == "feature" else "right")
     for r in e.to_frame(top).itertuples():
-        table.add_row(str(r.feature), f"{r.value:.5g}", f"{r.score:.5g}", f"{r.witness:.5g}" if e.witness is not None else "–")
+        table.add_row(
+            str(r.feature),
+            f"{r.value:.5g}",
+            f"{r.score:.5g}" if e.reading.has_lambda else "–",
+            f"{r.witness:.5g}" if e.witness is not None else "–",
+        )
     out.print(table)
 
 
