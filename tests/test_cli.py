@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import lde_cvx
+from formulations.errors import SoundnessError
 from lde_cvx.cli import COMMANDS, app
 from lde_cvx.models import mlp, save_model
+from verification.lirpa import BoundEngine
 
 DIM = 4
 GOOD = "a,b,c,d\n0.5,0.5,0.5,0.5\n0.4,0.6,0.5,0.5\n"
@@ -262,6 +265,31 @@ def test_a_wrong_configuration_costs_one_line_and_writes_nothing(tmp_path: Path,
     (tmp_path / "audit.toml").write_text(TOML.format(csv=tmp_path / "in.csv", more=more))
     refused(lde("audit", tmp_path / "audit.toml", "--out", tmp_path / "out"), words)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["audit.toml", "in.csv"]
+
+
+@pytest.mark.parametrize("method", ["crown", "branching"])
+def test_a_row_above_the_network_gives_no_bound_and_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A bound library that answers a row above the margin at x0 is caught by the guard: no number is printed, no file is written."""
+    honest = BoundEngine._linear_bounds
+
+    def lifted(*given: Any) -> Any:
+        a, b, *rest = honest(*given)
+        return a, b + 1, *rest
+
+    monkeypatch.setattr(BoundEngine, "_linear_bounds", lifted)
+    with pytest.raises(SoundnessError, match="exceeds its margin at x0"):
+        lde_cvx.certified_radius(narrow(), torch.full((1, DIM), 0.5))
+    done = lde("explain", folder / "model.safetensors", "-i", folder / "x.csv", "--method", method, "-o", tmp_path / "c.json")
+    assert done.exit_code == 3
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert re.search(
+        r"^error: no bound is given: .*row 0 of input 0 exceeds its margin at x0.*please report it with the model file", lines[0]
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from formulations.errors import InputError
+from formulations.errors import InputError, SoundnessError
 from verification.certificate_format import parse
 from verification.checking.claims import FEASIBILITY, claims, contradictions, statements
 from verification.checking.document import Verdict
@@ -24,7 +24,7 @@ CONTRADICTION = 1e-6  # relative excess of the lower bound over the witness that
 SETTLING, ROOM = 3, 1e-9  # passes of level B over a certificate that is settled, and how far below what it derives a row is put, relatively
 
 
-class ContradictionError(RuntimeError):
+class ContradictionError(SoundnessError):
     """A certified lower bound exceeds the distance of a witness: rows, network or witness are wrong. Never ignore it."""
 
 

@@ -1,6 +1,7 @@
 """What every command shares: two consoles, and errors of one line.
 
-An `InputError` (and what amounts to one: a missing package, an unreadable file) is printed as one red line on stderr and ends with exit code 2.
+An `InputError` (and what amounts to one: a missing package, an unreadable file) is printed as one red line on stderr and ends with exit code 2. A
+`SoundnessError`, which no input should cause, ends with exit code 3 and says what to report. Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from formulations.errors import DependencyError, InputError
+from formulations.errors import DependencyError, InputError, SoundnessError
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_INPUT, UNSOUND, INTERRUPTED = 1, 2, 3, 130
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -42,6 +43,12 @@ def friendly(command: Command) -> Command:
             return command(*args, **kwargs)
         except (InputError, DependencyError) as e:
             raise fail(e) from None
+        except SoundnessError as e:
+            raise fail(
+                f"no bound is given: a guard stopped this run ({one_line(e).rstrip('.')}). That is a fault of lde_cvx or of its bound library, not of your "
+                "input: please report it with the model file, the input, this command and the versions of `pip freeze`.",
+                UNSOUND,
+            ) from None
         except OSError as e:
             raise fail(f"{e.filename or 'file'}: {e.strerror or e}; check the path and its permissions.") from None
         except KeyboardInterrupt:

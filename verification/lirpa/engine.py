@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from formulations.errors import InputError
+from formulations.errors import InputError, SoundnessError
 from formulations.support import Region
 from verification.lirpa.compat import library
 from verification.lirpa.slopes import Inner, Slopes, activations, inner_slopes, round_slopes, slopes_of
@@ -85,7 +85,7 @@ class BoundEngine:
         """Minorants of the margins Q f(x0 + δ) + s on the region, for inputs x0 (n, *shape), Q (n, K, m), s (n, K).
 
         `part`: the region is one of several whose union holds x0, so that it need not hold x0 itself, and may be empty. Inputs are taken in chunks of
-        bounded memory. Raises InputError on shapes that do not fit, a region without x0 and a layer that cannot be bounded, and RuntimeError when a row
+        bounded memory. Raises InputError on shapes that do not fit, a region without x0 and a layer that cannot be bounded, and SoundnessError when a row
         lies above the network at δ = 0: a fault of the bound library.
         """
         how, n = BoundMethod.of(method), len(x0)
@@ -123,8 +123,8 @@ class BoundEngine:
         above = ~broken & (b > value + 1e-6 * size) & region.holds_zero()[:, None]
         if bool(above.any()):
             i, k = (int(v) for v in torch.nonzero(above)[0])
-            raise RuntimeError(f"bounds: row {k} of input {i} exceeds its margin at x0 ({float(b[i, k]):g} > {float(value[i, k]):g}); "
-                               "a fault of the bound library.")  # fmt: skip
+            raise SoundnessError(f"bounds: row {k} of input {i} exceeds its margin at x0 ({float(b[i, k]):g} > {float(value[i, k]):g}); "
+                                 "a fault of the bound library.")  # fmt: skip
         nothing = torch.full_like(b, -torch.inf)
         a, b, lower = torch.where(broken[..., None], 0.0, a), torch.where(broken, nothing, b), torch.where(broken, nothing, lower)
         return Minorant(a, b, lower, slopes, inner)
