@@ -48,7 +48,8 @@ class Explanation:
                      ray, of arbitrary size, where that program has no solution. `reading` says which
     prices           {constraint name: …}: how fast the program's value falls per unit of the constraint's level; empty where it has no solution
     witness          x0 + δ, an allowed input that flips the decision in float64; None when none was found
-    verdict          what is known; its value is the advice
+    verdict          what is known; `verdict.sentence(lower)` is the advice. BRACKETED says no more than lower ≤ v* ≤ upper: with `lower` 0, as method="linear"
+                     has it, that is the witness alone
     linear_radius    value of the linearised program over C; +inf when it has no solution. Not certified: see `linear_validity`
     linear_validity  of the linearised radius, less 1e-6 of it (the solver's accuracy)
     linear_certified_fraction   largest fraction of it, at most 1, that the bounds certify
@@ -214,7 +215,7 @@ class Explanation:
             f"{html.escape(self.decision.label)}; binding rival {self.rival_words()}<br>"
             f"linearised radius {self.linear_radius:.4g}: {self.linear_validity.name.lower()}{self._quadratic_words()} (not certified by themselves)<br>"
             f"{html.escape('; '.join(self.multiplier_words()))}<br>"
-            f"<i>{html.escape(self.verdict.value)}</i>"
+            f"<i>{html.escape(self.verdict.sentence(self.lower))}</i>"
             f"<table><tr><th style='text-align:left'>feature</th><th>value</th><th>score λ|a|</th><th>witness</th></tr>{rows}</table></div>"
         )
 

@@ -39,7 +39,7 @@ class Bracket:
 def render(summary: Mapping[str, Any]) -> str:
     """The HTML of an audit's summary (see `lde_cvx.audit.AuditResult.summary`)."""
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(num=number, pct=percent, low=lower, high=upper, part=share, words=lambda v: VERDICT_WORDS.get(v, v))
+    env.filters.update(num=number, pct=percent, low=lower, high=upper, part=share, words=verdict_words)
     folder = files("lde_cvx.templates")
     template = env.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     rows = [r for a in summary["applicants"] for r in a["rows"]]
@@ -52,6 +52,13 @@ def render(summary: Mapping[str, Any]) -> str:
         s=summary, figures=figures, bracket=bracket, css=Markup((folder / "report.css").read_text(encoding="utf-8")),
         certified=fixed_words.CERTIFIED, not_certified=fixed_words.NOT_CERTIFIED, reasons=fixed_words.REASONS, signing=fixed_words.SIGNING,
     )  # fmt: skip
+
+
+def verdict_words(row: Mapping[str, Any]) -> str:
+    """The verdict in two words; a bracket from 0 is its witness alone."""
+    if row["verdict"] == "BRACKETED" and not row["lower"] > 0:
+        return "witness only"
+    return VERDICT_WORDS.get(row["verdict"], str(row["verdict"]))
 
 
 def data_uri(svg: bytes) -> str:

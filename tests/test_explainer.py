@@ -177,6 +177,9 @@ def test_the_linear_method_certifies_nothing(model: nn.Module, x0: torch.Tensor)
     assert e.linear_radius > 0
     assert e.linear_validity is not Validity.CERTIFIED
     assert e.multipliers["margin"].sum() > 0
+    assert e.verdict is lde.Verdict.BRACKETED
+    assert e.verdict.sentence(e.lower) in e._repr_html_()
+    assert e.verdict.value not in e._repr_html_()  # "none is nearer than the lower bound" would read as a certified claim
     certified = explained(model, x0, constraints=BOX)
     assert certified.linear_radius == pytest.approx(e.linear_radius, rel=1e-9)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lde_cvx import fixed_words
-from lde_cvx.report import bracket, lower, number, render, share, upper
+from lde_cvx.report import bracket, lower, number, render, share, upper, verdict_words
 from tests.audit_example import example_summary
 from verification.checking.outward import down, up
 
@@ -78,6 +78,11 @@ def test_nothing_is_loaded_from_elsewhere(page: Path) -> None:
     assert inside <= set(seen.ids), "a link inside the page leads nowhere"
     outside = [link for link in seen.links if not link.startswith("#")]
     assert all(re.fullmatch(r"certificates/[\w.-]+\.json|summary\.json|results\.csv", link) for link in outside)
+
+
+def test_a_bracket_from_zero_is_not_called_one() -> None:
+    assert verdict_words({"verdict": "BRACKETED", "lower": 0.0}) == "witness only"
+    assert verdict_words({"verdict": "BRACKETED", "lower": 1e-9}) == "bracketed"
 
 
 def test_the_fixed_words_are_all_there_and_values_are_escaped(page: Path, summary: dict) -> None:

@@ -22,7 +22,7 @@ def audit_row(schema: Schema, e: Explanation, data_row: int, name: str, norm: st
         linear_radius=e.linear_radius, linear_validity=e.linear_validity.name.lower(), linear_certified_fraction=e.linear_certified_fraction,
         lower=e.lower, upper=e.upper, gap=e.gap, multiplier=e.margin_multiplier, reading=e.reading.name.lower(), reading_words=e.reading.value,
         prices=prices(schema, e.multipliers) if e.reading.has_lambda else (), sensitivities=sensitivities, witness=moves(schema, e),
-        verdict=e.verdict.name, advice=e.verdict.value, certificate=certificate, check="not yet checked",
+        verdict=e.verdict.name, advice=e.verdict.sentence(e.lower), certificate=certificate, check="not yet checked",
     )  # fmt: skip
 
 

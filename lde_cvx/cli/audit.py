@@ -59,7 +59,8 @@ def table(result: AuditResult) -> Table:
         last = r.id
         shown.add_row(
             name, r.norm_label, lower(r.lower), upper(r.upper), percent(r.gap, 0), f"{number(r.linear_radius)} {VALIDITY[r.linear_validity]}",
-            number(r.multiplier, 3), VERDICTS[r.verdict], "[green]valid[/]" if r.check == "valid" else "[red]FAILED[/]",
+            number(r.multiplier, 3), VERDICTS[r.verdict] if r.lower > 0 or r.verdict != "BRACKETED" else "witness only",
+            "[green]valid[/]" if r.check == "valid" else "[red]FAILED[/]",
         )  # fmt: skip
     return shown
 

@@ -96,7 +96,7 @@ def show(e: Explanation, top: int) -> None:
     for key, words in (
         ("decision", e.decision.label),
         ("distance", f"{down_words(e.lower, 6)} ≤ {e.norm.label} ≤ {up_words(e.upper, 6)}   (gap {e.gap:.1%})"),
-        ("verdict", f"{e.verdict.name}: {e.verdict.value}"),
+        ("verdict", f"{e.verdict.name}: {e.verdict.sentence(e.lower)}"),
         *([("binding rival", e.rival_words())] if e.decision.kind in ("classification", "rival", "pair") else []),
         (
             "linearised",

@@ -27,6 +27,12 @@ class Verdict(Enum):
             return Verdict.CERTIFIED_UNREACHABLE
         return Verdict.LOWER_ONLY if lower > 0 else Verdict.UNKNOWN
 
+    def sentence(self, lower: float) -> str:
+        """The value; of a bracket [0, upper], whose lower end says nothing, what is open instead."""
+        if self is Verdict.BRACKETED and not lower > 0:
+            return "A flipping change is known; no lower bound above 0 is certified, so a nearer one is not excluded."
+        return self.value
+
 
 @dataclass(frozen=True)
 class NormSpec:
