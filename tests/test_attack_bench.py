@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -128,11 +129,24 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(monkeypatch: pytest.
         assert done.read_text() == damaged
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, INF])
+def test_a_quick_comparison_compiles_nothing_and_takes_few_steps(monkeypatch: pytest.MonkeyPatch, p: float) -> None:
+    for name in ("foolbox", "torchattacks"):
+        monkeypatch.setitem(sys.modules, name, pytest)  # any module
+    brief = list(rivals(p, quick=True))
+    assert {r.name for r in brief} == {r.name for r in rivals_module.RIVALS if p in r.grid and not r.compiled}
+    for rival in brief:
+        (settings,) = rival.grid[p]
+        assert settings["steps"] * settings.get("restarts", 1) * settings.get("binary_search_steps", 1) <= 300, rival.name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("p", [1.0, 2.0, INF])
-def test_the_installed_rivals_run_and_are_not_nearer(p: float, tmp_path) -> None:
+def test_the_installed_rivals_run_and_are_not_nearer(p: float, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("foolbox")
     pytest.importorskip("torchattacks")
+    first = [replace(rival, grid={p: rival.grid[p][:1]}) for rival in rivals(p)]
+    monkeypatch.setattr(bench, "rivals", lambda p, quick: iter(first))
     model, x, _ = correct_digits(8)
     case = Case("digits", model, x, bench.Box(0, 1), (0, 1))
     attempts = bench.measure(case, p, "cpu", Kept(tmp_path / "done.jsonl"), quick=True, tell=print)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from formulations.errors import InputError
 from lde_cvx.bench.certificates import RESULTS, bench
 from lde_cvx.bench.networks import Case, digits, german_credit
 from lde_cvx.explainer import LagrangeDualExplainer
@@ -41,6 +42,18 @@ def checked(case: Case, folder: Path) -> int:
 
 def test_certificates_of_the_benchmark_networks(tmp_path: Path) -> None:
     assert checked(digits(2), tmp_path / "digits") + checked(german_credit(3), tmp_path / "credit") == 12
+
+
+def test_certificates_are_made_on_the_device_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def explainer(*_: object, device: str, **__: object) -> LagrangeDualExplainer:
+        asked.append(device)
+        raise InputError("no such device here.")
+
+    monkeypatch.setattr("lde_cvx.bench.certificates.LagrangeDualExplainer", explainer)
+    assert bench(tmp_path, device="cuda:1", quick=True, console=Console(quiet=True)).empty
+    assert asked == ["cuda:1"] * 2  # a network each, left out by name
 
 
 def test_the_bench_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,6 +297,7 @@ def test_a_row_above_the_network_gives_no_bound_and_one_line(
     [
         ["data", "german_credit", "--to", "."],
         ["bench", "convex", "--quick", "--device", "gpu"],
+        ["bench", "leg", "--quick", "--device", "meta"],
         ["bench", "convex", "--quick", "--out", "/proc/x"],
     ],
 )

@@ -56,8 +56,8 @@ def plans(cache: Path, *, quick: bool) -> list[Plan]:
     ]
 
 
-def make(plan: Plan, out: Path, tell: Callable[[str], object]) -> Iterator[tuple[Path, str, str, str]]:
-    """(file, network, norm, method) of every certificate of a plan; those that are not there yet are made."""
+def make(plan: Plan, out: Path, device: str, tell: Callable[[str], object]) -> Iterator[tuple[Path, str, str, str]]:
+    """(file, network, norm, method) of every certificate of a plan; those that are not there yet are made, on the device."""
     case, folder = plan.build(max(plan.inputs.values())), out / plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     save_model(case.model, folder / MODEL)
@@ -69,7 +69,7 @@ def make(plan: Plan, out: Path, tell: Callable[[str], object]) -> Iterator[tuple
                 tell(f"{case.name}, {Norm.of(norm).label}, {method}: {len(missing)} certificates …")
                 limit = PATIENCE if method == "branching" else None
                 explainer = LagrangeDualExplainer(
-                    case.model, norm=norm, constraints=case.constraints, method=method, time_limit=limit, rederive=True
+                    case.model, norm=norm, constraints=case.constraints, method=method, time_limit=limit, device=device, rederive=True
                 )
                 for part in (missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)):
                     explained = explainer.explain(case.x[part], quiet=True)
@@ -127,7 +127,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
     try:
         for plan in plans(out, quick=quick):
             try:
-                made = list(make(plan, out, tell))
+                made = list(make(plan, out, device, tell))
             except InputError as reason:
                 tell(f"{plan.folder}: left out: {reason}")
                 continue

@@ -21,6 +21,7 @@ BENCHES = {
     "tightness": "certified lower over witnessed upper bound, by method, against auto_LiRPA used alone",
     "witness": "the search for witnesses against foolbox's and torchattacks' attacks, each at its best settings",
 }
+ON_CPU = ("leg",)  # no torch in it
 
 
 def command(
@@ -33,7 +34,11 @@ def command(
     if name != "all" and name not in BENCHES:
         raise InputError(f"bench {name!r}: there is {', '.join(BENCHES)} and all.")
     _usable(to, device)
+    if name in ON_CPU and device != "cpu":
+        raise InputError(f"--device {device}: bench {name} runs on the CPU alone; leave --device out.")
     for each in BENCHES if name == "all" else (name,):
+        if each in ON_CPU and device != "cpu":
+            out.print(f"{each}: on the CPU, it has nothing that runs on {device}")
         importlib.import_module(f"lde_cvx.bench.{each}").bench(to, device=device, quick=quick, console=out)
 
 
