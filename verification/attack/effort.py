@@ -12,12 +12,12 @@ class Effort:
     `rivals` lanes take up to `steps` approach steps; the `growing` nearest of their rows are followed in growing balls for `growing_steps`, most of them by
     the nearest alone. At p = 1 over a box, up to `leap_steps` leaps are made, for each of which `leaps` entries are tried (leaping.py), and the shortest
     lanes found walk along the boundary in the stages (keep, times) of `walk` (walking.py). `probes` random extreme points of C are tried as well
-    (`lost_probes` where nothing else flipped). Then for every (keep, times) of `polish`, the `keep` shortest lanes are polished `times` times; a crossing
-    is searched with `crossing` passes (`last_crossing` at the end), and `saturated` more where margins say little about distances. Before each entry of
-    `polish` but the first, `samples` changes no longer than the best witness are looked at, and the `restarts` of them that are nearest to flipping are
-    approached as well. The best witness is solved at its folds up to `folds` times, each with up to `fold_rounds` programs that take up to `fold_rows`
-    more rows each. On chains of at most `neurons` ReLUs (128 features, 20,000 weights), where the convex program of an activation region costs little, up
-    to `regions` of them are solved at the end.
+    (`lost_probes` where nothing else flipped; `rays` far out where that finds nothing and the set has no end, beyond.py). Then for every (keep, times) of
+    `polish`, the `keep` shortest lanes are polished `times` times; a crossing is searched with `crossing` passes (`last_crossing` at the end), and
+    `saturated` more where margins say little about distances. Before each entry of `polish` but the first, `samples` changes no longer than the best
+    witness are looked at, and the `restarts` of them that are nearest to flipping are approached as well. The best witness is solved at its folds up to
+    `folds` times, each with up to `fold_rounds` programs that take up to `fold_rows` more rows each. On chains of at most `neurons` ReLUs (128 features,
+    20,000 weights), where the convex program of an activation region costs little, up to `regions` of them are solved at the end.
     """
 
     rivals: int = 9
@@ -29,6 +29,7 @@ class Effort:
     walk: tuple[tuple[int, int], ...] = ()
     probes: int = 8
     lost_probes: int = 32
+    rays: int = 32
     samples: int = 150
     restarts: int = 1
     polish: tuple[tuple[int, int], ...] = ((4, 2), (2, 2))
@@ -48,7 +49,7 @@ class Effort:
             (1 + len(self.polish)) * (self.steps + 1)
             + self.growing_steps
             + self.folds
-            + 3
+            + 4
             + sum(times for _, times in (*self.polish, *self.walk))
             + self.leap_steps
         )

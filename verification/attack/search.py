@@ -1,9 +1,9 @@
 r"""The search for the nearest witness: sequential linearisation, then a monotone polish, for all inputs × rivals × starts at once.
 
 Approach. At a lane's point δ_k the row m + a·(δ − δ_k) ≤ 0 is met twice: by the shortest allowed δ, and by the allowed δ nearest to δ_k. The next point
-lies between the two (as in FAB, Croce & Hein 2020), asking the row to fall a little further. A lane that flips has arrived. The nearest
-rivals are also met in growing balls (growing.py). At p = 1 single entries leap as well (leaping.py), and what was found walks along the boundary
-(walking.py).
+lies between the two (as in FAB, Croce & Hein 2020), asking the row to fall a little further. A lane that flips has arrived. The nearest rivals are also met
+in growing balls (growing.py). Where nothing flips and the set has no end, rays are followed far out (beyond.py). At p = 1 single entries leap as well
+(leaping.py), and what was found walks along the boundary (walking.py).
 
 What flips is polished by trust-region steps (polishing.py). Between rounds of polishing, random changes no longer than the best witness are looked at
 (forward passes alone), and approached from where they nearly flip: other pieces of a folded boundary are met this way.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from formulations.norms import INF, Norm
 from verification.attack.answers import Budget, Stop
+from verification.attack.beyond import beyond
 from verification.attack.effort import Effort
 from verification.attack.folds import unfold
 from verification.attack.growing import grow
@@ -81,6 +82,7 @@ class Search(SearchState):
             still = ~torch.isfinite(self.length[starts.who])
             walked = self._approach(*self._open(starts.take(still.nonzero()[:, 0]), self.effort.rivals), at_anchor=False)
             lanes = Lanes.join(lanes, starts, walked)
+            lanes = Lanes.join(lanes, beyond(self, lost[~torch.isfinite(self.length[lost])], self.effort.rays, self.effort.rivals))
         radius = 0.5 * (self.w * (lanes.delta - self.anchor[lanes.who])).abs().amax(1)
         for k, (keep, times) in enumerate(self.effort.polish):
             if k and self.effort.samples:
