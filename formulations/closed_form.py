@@ -31,6 +31,7 @@ from formulations.norms import INF, GroupNorm, Norm
 from formulations.status import Status
 
 Real = Tensor | ArrayLike
+CLOSE = 1e-6  # how far, relatively, a value may lie below the verified bound and still be called optimal
 BLOCK = 1 << 15  # entries worked on at once on a CPU, so that intermediate arrays stay in the cache
 
 
@@ -57,7 +58,8 @@ class BoxSolution:
 
     @property
     def status(self) -> list[Status]:
-        verdicts = zip(self.feasible.tolist(), self.infeasible.tolist(), strict=True)
+        met = ~(self.value < self.lower * (1 - CLOSE))  # where numbers underflow, δ falls short of the row and only `lower` stands
+        verdicts = zip((self.feasible & met).tolist(), self.infeasible.tolist(), strict=True)
         return [Status.OPTIMAL if yes else Status.INFEASIBLE if no else Status.UNKNOWN for yes, no in verdicts]
 
 

@@ -41,6 +41,14 @@ def whole(name: str, value: Any) -> int:
     raise InputError(f"{name}={value!r:.60} is not a whole number; give an int{mask}.")
 
 
+def seed_of(value: Any) -> int:
+    """A seed: a whole number of at most 63 bits. Raises InputError on another."""
+    seed = whole("seed", value)
+    if not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed={seed!s:.40} does not fit into 64 bits; give a smaller number.")
+    return seed
+
+
 def wholes(name: str, values: Iterable[Any]) -> list[int]:
     """`whole` of each. Raises InputError on what cannot be gone through."""
     try:

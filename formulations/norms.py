@@ -29,7 +29,7 @@ def _exponent(p: Any) -> float:
     if isinstance(p, str):
         p = INF if p.strip().lower() in ("inf", "linf", "infinity", "∞") else p
     try:
-        value = float(p)
+        value = float("nan") if isinstance(p, bool | np.bool_) else float(p)
     except (TypeError, ValueError):
         value = float("nan")
     if value not in (1.0, 2.0, INF):

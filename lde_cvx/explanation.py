@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from formulations.errors import InputError
-from formulations.given import array
+from formulations.given import array, whole
 from formulations.norms import Array, Norm
 from lde_cvx.reading import Reading
 from verification.checker import Verdict
@@ -50,7 +50,7 @@ class Explanation:
     witness          x0 + δ, an allowed input that flips the decision in float64; None when none was found
     verdict          what is known; `verdict.sentence(lower)` is the advice. BRACKETED says no more than lower ≤ v* ≤ upper: with `lower` 0, as method="linear"
                      has it, that is the witness alone
-    linear_radius    value of the linearised program over C; +inf when it has no solution. Not certified: see `linear_validity`
+    linear_radius    value of the linearised program over C; +inf when it has no solution, NaN when it was not solved. Not certified: see `linear_validity`
     linear_validity  of the linearised radius, less 1e-6 of it (the solver's accuracy)
     linear_certified_fraction   largest fraction of it, at most 1, that the bounds certify
     quadratic_radius    value of the quadratic model over C, with order=2; None when not asked for, NaN when none was found. Not certified: see `quadratic`
@@ -154,12 +154,17 @@ class Explanation:
         return [f"x[{', '.join(map(str, np.unravel_index(i, self.x0.shape)))}]" for i in range(self.x0.size)]
 
     def to_frame(self, top: int | None = None) -> pd.DataFrame:
-        """One row per feature, largest score first: feature, value, score, witness (NaN when none was found)."""
+        """One row per feature, largest score first: feature, value, score, witness (NaN when none was found). Raises InputError on a `top` below 0."""
         import pandas as pd
+
+        if top is not None and whole("top", top) < 0:
+            raise InputError(f"top={top} must not be negative; leave it out for all features.")
 
         witness = np.full(self.x0.size, np.nan) if self.witness is None else self.witness.ravel()
         frame = pd.DataFrame({"feature": self.names(), "value": self.x0.ravel(), "score": self.scores.ravel(), "witness": witness})
-        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True).head(len(frame) if top is None else top)
+        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True).head(
+            len(frame) if top is None else whole("top", top)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and strings; infinities stay floats."""

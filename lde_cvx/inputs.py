@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from formulations.errors import InputError
-from formulations.given import whole
+from formulations.given import seed_of, whole
 from formulations.norms import Array
 from formulations.sets.base import FEASIBILITY, ConvexSet
 from verification.decision import Decision
@@ -81,11 +81,11 @@ def check_options(*, target: Any, decision: Any, constraints: Any, time_limit: A
         raise InputError(f"decision={decision!r:.60} is no decision; give a Decision, or a function outputs -> Decision.")
     if constraints is not None and not isinstance(constraints, ConvexSet) and not callable(constraints):
         raise InputError(f"constraints: got {type(constraints).__name__}; give a convex set, a function x0 -> set, or None.")
-    if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0):
+    if time_limit is not None and (isinstance(time_limit, bool) or not (isinstance(time_limit, int | float) and time_limit > 0)):
         raise InputError(f"time_limit={time_limit!r:.60} must be positive; leave it out for no limit.")
     if whole("jobs", jobs) < 1:
         raise InputError(f"jobs={jobs} must be at least 1.")
-    whole("seed", seed)
+    seed_of(seed)
 
 
 def check_names(names: tuple[str, ...] | None, batch: Batch) -> None:

@@ -21,7 +21,7 @@ from verification.model import linearise, stack
 
 @dataclass(frozen=True, eq=False)
 class Linearised:
-    """The binding program of one input: its value (an estimate of v*), row, rival and solution."""
+    """The binding program of one input: its value (an estimate of v*; NaN where it was not solved), row, rival and solution."""
 
     radius: float
     a: Array
@@ -40,8 +40,9 @@ def nearest_linearised(
     for i, (x, decision) in enumerate(zip(batch.flat, decisions, strict=True)):
         rows = len(decision.shifts)
         solved = min_norm(a[i, :rows], b[i, :rows], norm, C, np.tile(x, (rows, 1)), time_limit=time_limit)
-        values = [INF if r.status is Status.INFEASIBLE else r.value for r in solved]
-        k = int(np.argmin(values))
-        out.append(Linearised(float(values[k]), a[i, k], float(b[i, k]), int(decision.rivals[k]), solved[k]))
+        values = [INF if r.status is Status.INFEASIBLE else r.value if r.status is Status.OPTIMAL else r.lower for r in solved]
+        k = int(np.argmin(values))  # of a program that was not solved only the bound below it counts: it may be the nearest
+        radius = values[k] if solved[k].status.is_answer else np.nan
+        out.append(Linearised(float(radius), a[i, k], float(b[i, k]), int(decision.rivals[k]), solved[k]))
         tell("linearised programs", i + 1, len(batch))
     return out

@@ -26,7 +26,7 @@ class Reading(Enum):
     LINEARISED = "λ of the linearised program: a local model, which certifies nothing."
     RAY = "There is no λ: no allowed change makes the program's row fall. The multipliers prove that at any size, and price nothing."
     UNREACHABLE = "There is no λ: no allowed change flips the decision. The multipliers are no prices."
-    UNSOLVED = "There is no λ: the program was not solved. Its verified bound stands."
+    UNSOLVED = "There is no λ: the program was not solved; a looser set or a longer time limit may help. Bounds that are published stand."
     NONE = "There is no λ: nothing is certified."
 
     @staticmethod
@@ -38,7 +38,7 @@ class Reading(Enum):
             return Reading.NONE
         if solution.status is Status.INFEASIBLE:
             return Reading.RAY
-        if not math.isfinite(solution.value):
+        if not math.isfinite(solution.value) or not (certifies or solution.status.is_answer):
             return Reading.UNSOLVED
         if not certifies:
             return Reading.LINEARISED

@@ -104,6 +104,8 @@ class SufficientReason:
 
 def sufficient_reason(explainer: LagrangeDualExplainer, x0: Any, *, time_limit: float | None = None) -> SufficientReason:
     """`LagrangeDualExplainer.sufficient_reason`."""
+    if time_limit is not None and (isinstance(time_limit, bool) or not time_limit > 0):
+        raise InputError(f"time_limit={time_limit!r:.60} must be positive; leave it out for no limit.")
     begun = time.monotonic()
     batch = read_batch(explainer.model, x0, explainer.place)
     if not batch.single:

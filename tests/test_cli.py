@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(nn.Sequential(nn.Linear(DIM, 4), nn.Tanh(), nn.Linear(4, 2)), path / "tanh.safetensors")
     (path / "x.csv").write_text(GOOD)
     np.save(path / "x.npy", np.full((2, DIM), 0.5))
+    np.save(path / "complex.npy", np.full((2, DIM), 0.5j))
     done = lde("explain", path / "model.safetensors", "--input", path / "x.csv", "--box", 0, 1, "--out", path / "good.json")
     assert done.exit_code == 0, done.output
     return path
@@ -201,6 +202,12 @@ WRONG = {
     "no such model": (("explain", "{out}", "--input", "{csv}", "--out", "{out}"), GOOD, "no such file"),
     "no input": (("explain", "{model}", "--input", "{out}", "--out", "{out}"), GOOD, "no such file"),
     "no such folder": (("explain", "{model}", "--input", "{csv}", "--out", "{out}/deeper/c.json"), GOOD, "does not exist"),
+    "the certificate over the model": (("explain", "{model}", "--input", "{csv}", "--out", "{model}"), GOOD, "is the model, which .* overwrite"),
+    "the certificate over the inputs": (("explain", "{model}", "--input", "{csv}", "--out", "{csv}"), GOOD, "is the inputs, which .* overwrite"),
+    "a folder of inputs": (("explain", "{model}", "--input", "/", "--out", "{out}"), GOOD, "is a folder"),
+    "below a file": (("explain", "{model}", "--input", "{csv}", "--out", "{csv}/c.json"), GOOD, "is no folder"),
+    "complex inputs": (("explain", "{model}", "--input", "{complex}", "--out", "{out}"), GOOD, "not a .npy file of numbers .*complex128"),
+    "a negative seed": (("campaign", "--quiet", "--cases", "1", "--seed", "-1", "--out", "{out}"), GOOD, "seed=-1 must not be negative"),
     "no certificate": (("check", "{out}"), GOOD, "no such file"),
     "no such data": (("data", "boston"), GOOD, "'boston'"),
     "no such configuration": (("audit", "nowhere", "--out", "{out}"), GOOD, "german_credit"),
@@ -252,7 +259,8 @@ def test_wrong_use_costs_one_line_and_writes_nothing(folder: Path, tmp_path: Pat
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     places = {
         "model": folder / "model.safetensors", "mixing": folder / "mixing.safetensors", "one": folder / "one.safetensors", "csv": tmp_path / "in.csv",
-        "tanh": folder / "tanh.safetensors", "config": tmp_path / "audit.toml", "out": tmp_path / "out",
+        "tanh": folder / "tanh.safetensors", "complex": folder / "complex.npy",
+        "config": tmp_path / "audit.toml", "out": tmp_path / "out",
     }  # fmt: skip
     refused(lde(*(a.format(**places) for a in arguments)), words)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*")} == before

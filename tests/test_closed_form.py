@@ -365,3 +365,9 @@ def test_speed_against_a_naive_rebuild(d: int, ratio: float) -> None:
 
 def test_all_kinds_are_covered() -> None:
     assert CASES_PER_KIND * len(list(product(PS, (False, True), BOXES))) >= 1000
+
+
+def test_a_row_too_small_to_square_is_not_called_solved() -> None:
+    """a·a underflows: the bound stands, δ falls short of the row."""
+    solved = min_norm_box(np.full((1, 4), 1e-300), np.ones(1), -np.inf, np.inf, 2)
+    assert solved.status == [Status.UNKNOWN] or solved.value[0] >= solved.lower[0] * (1 - 1e-6)

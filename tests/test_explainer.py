@@ -474,11 +474,42 @@ def test_a_layer_that_cannot_be_bounded_is_named(x0: torch.Tensor) -> None:
         ({"target": 1, "decision": lde.Decision.threshold(0, 0, CLASSES)}, "target=1"),
         ({"time_limit": 0}, "time_limit=0"),
         ({"constraints": 5}, "int"),
+        ({"norm": True}, "p=True"),
+        ({"time_limit": True}, "time_limit=True"),
+        ({"seed": 2**200}, "does not fit into 64 bits"),
+        ({"device": "meta"}, "'meta' cannot be used"),
     ],
 )
 def test_bad_options_are_refused_when_they_are_given(model: nn.Module, options: dict[str, Any], words: str) -> None:
     with pytest.raises(lde.InputError, match=words.replace("(", r"\(")):
         lde.LagrangeDualExplainer(model, **options)
+
+
+def test_what_is_no_decision_and_no_question_is_told_in_one_line(model: nn.Module, x0: torch.Tensor) -> None:
+    with pytest.raises(lde.InputError, match="None is no Decision"):
+        explained(model, x0, decision=lambda _: None)
+    for ask in (lde.find_witness, lde.certified_radius):
+        with pytest.raises(lde.InputError, match="x is no Decision"):
+            ask(model, x0[None], decisions="x")
+    with pytest.raises(lde.InputError, match="top=-1"):
+        explained(model, x0, constraints=BOX, method="linear").to_frame(-1)
+    with pytest.raises(lde.InputError, match="time_limit=nan"):
+        lde.LagrangeDualExplainer(model, constraints=BOX).sufficient_reason(x0, time_limit=math.nan)
+    with pytest.raises(lde.InputError, match="G has no rows"):
+        lde.Polytope(np.zeros((0, DIM)), np.zeros(0))
+
+
+@pytest.mark.parametrize("radius", [1e2, 1e8, 1e20, 1e300])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_linear_program_that_the_solver_loses_has_no_radius(model: nn.Module, x0: torch.Tensor, radius: float) -> None:
+    """A ball far beyond every flip changes nothing: its linearised radius is that of no set, or is said not to be known."""
+    free = explained(model, x0, method="linear")
+    huge = explained(model, x0, constraints=lde.LpBall(2, radius), method="linear")
+    assert np.isnan(huge.linear_radius) or huge.linear_radius == pytest.approx(free.linear_radius, rel=1e-6)
+    if np.isnan(huge.linear_radius):
+        assert huge.linear_validity is Validity.UNKNOWN
+        assert huge.linear_certified_fraction == 0
+        assert huge.multiplier_words()[0].startswith("no λ: the program was not solved")
 
 
 def test_what_a_method_cannot_bound_is_refused_before_the_work(model: nn.Module, x0: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,8 @@ def float64_copy(model: nn.Module, device: torch.device | str | None = None) -> 
             raise InputError(f"model: {name} holds a value that is not finite; train it again or repair the file.")
     where = device if device is not None else next((p.device for p in twin.parameters()), torch.device("cpu"))
     try:
+        if torch.device(where).type == "meta":
+            raise RuntimeError("it holds no numbers")
         return twin.to(where)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         raise InputError(
@@ -167,6 +169,14 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def check_decisions(chosen: Sequence[Decision], n: int) -> None:
+    """Raises InputError unless these are n decisions."""
+    for other in (c for c in chosen if not isinstance(c, Decision)):
+        raise InputError(f"decisions: {other!s:.60} is no Decision; give one, or one per input, such as Decision.threshold(0, 0.5, 1).")
+    if len(chosen) != n:
+        raise InputError(f"decisions: {len(chosen)} decisions for {n} inputs; give one each, or one for all.")
+
+
 def decide(y: Tensor, decisions: Decision | Sequence[Decision] | None) -> list[Decision]:
     """One decision per row of outputs y (n, m): the given ones, or classification by the largest output.
 
@@ -179,8 +189,7 @@ def decide(y: Tensor, decisions: Decision | Sequence[Decision] | None) -> list[D
         chosen = [Decision.classification(int(c), m) for c in y.argmax(1)]
     else:
         chosen = [decisions] * n if isinstance(decisions, Decision) else list(decisions)
-    if len(chosen) != n:
-        raise InputError(f"decisions: {len(chosen)} decisions for {n} inputs; give one each.")
+    check_decisions(chosen, n)
     answers = y.detach().cpu().numpy()
     for i, decision in enumerate(chosen):
         if decision.rows.shape[1] != m:

@@ -42,6 +42,8 @@ class Polytope(ConvexSet):
             M = sp.csr_matrix(matrix if sp.issparse(matrix) else np.atleast_2d(_rows(label, matrix)), dtype=float)
             r = np.atleast_1d(vector("Polytope: right-hand side", () if right is None else right)).ravel()
             vector(f"Polytope: {label}", M.data)
+            if M.shape[0] == len(r) == 0:
+                raise InputError(f"Polytope: {label} has no rows; leave it out.")
             if M.shape[0] != len(r):
                 raise InputError(f"Polytope: {label} has {M.shape[0]} rows and its right-hand side {len(r)} entries; give one each.")
             blocks.append(RowsPiece(M, r, equality))

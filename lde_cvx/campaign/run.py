@@ -100,6 +100,8 @@ def run(folder: Path, seed: int, cases: int, count: int, tell: Tell = lambda *_:
 
     Raises InputError when the folder cannot be used, or holds another campaign.
     """
+    if seed < 0:
+        raise InputError(f"campaign: seed={seed} must not be negative.")
     if cases < 1 or count < 8:
         raise InputError(f"campaign: cases={cases} and points={count} must be at least 1 and 8.")
     head = {"format": FORMAT, "seed": seed, "points": count, "version": lde_cvx.__version__}

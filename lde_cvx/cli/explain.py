@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +49,10 @@ def command(
 ) -> None:
     """Explain one decision: certified distance, witness, sensitivities, and a certificate file."""
     if not to.parent.is_dir():
-        raise InputError(f"--out {to}: the folder {to.parent} does not exist; create it first.")
+        raise InputError(f"--out {to}: {to.parent} {'is no folder' if to.parent.exists() else 'does not exist; create it first'}.")
+    for what, given in (("the model", model), ("the inputs", data)):
+        if to.exists() and given.exists() and to.samefile(given):
+            raise InputError(f"--out {to}: is {what}, which the certificate would overwrite; name another file.")
     if top < 0:
         raise InputError(f"--top {top}: must not be negative.")
     if row < 0:
@@ -98,10 +102,7 @@ def show(e: Explanation, top: int) -> None:
         ("distance", f"{down_words(e.lower, 6)} ≤ {e.norm.label} ≤ {up_words(e.upper, 6)}   (gap {e.gap:.1%})"),
         ("verdict", f"{e.verdict.name}: {e.verdict.sentence(e.lower)}"),
         *([("binding rival", e.rival_words())] if e.decision.kind in ("classification", "rival", "pair") else []),
-        (
-            "linearised",
-            f"{e.linear_radius:.6g}, {e.linear_validity.name.lower()}; certified up to {down(e.linear_certified_fraction, 2):.0%} of it",
-        ),
+        ("linearised", linear_words(e)),
         *(("λ", words) for words in e.multiplier_words()),
     ):
         facts.add_row(f"[bold]{key}[/]", words)
@@ -117,6 +118,12 @@ def show(e: Explanation, top: int) -> None:
             f"{r.witness:.5g}" if e.witness is not None else "–",
         )
     out.print(table)
+
+
+def linear_words(e: Explanation) -> str:
+    if math.isnan(e.linear_radius):
+        return "not solved; a looser set or a longer time limit may help"
+    return f"{e.linear_radius:.6g}, {e.linear_validity.name.lower()}; certified up to {down(e.linear_certified_fraction, 2):.0%} of it"
 
 
 def allowed(box: tuple[float, float] | None, max_change: float | None) -> Any:
@@ -145,10 +152,12 @@ def read_inputs(path: Path) -> tuple[Array, list[str] | None]:
     import numpy as np
 
     if not path.is_file():
-        raise InputError(f"--input {path}: there is no such file.")
+        raise InputError(f"--input {path}: {'is a folder; name a file in it' if path.is_dir() else 'there is no such file'}.")
     if path.suffix == ".npy":
         try:
             values = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot ask for more memory than the file has bytes
+            if values.dtype.kind not in "fiub":
+                raise TypeError(f"it holds {values.dtype}")
             return np.array(values, dtype=float), None
         except Exception as e:  # numpy evaluates the header as Python text: SyntaxError, TokenError and others, without a common base
             why = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]

@@ -15,7 +15,7 @@ from torch import Tensor
 from formulations.errors import InputError
 from verification.attack.kinks import Bends, Kinks
 from verification.decision import Decision
-from verification.model import check_alone
+from verification.model import check_alone, check_decisions
 from verification.model import outputs as checked_outputs
 
 FLIP = 1e-10  # a margin this far below 0, relative to the outputs, stays below 0 in any order of summation
@@ -46,8 +46,7 @@ class Network:
             chosen = [Decision.classification(int(c), outputs.shape[1]) for c in outputs.argmax(1)]
         else:
             chosen = [decisions] * self.n if isinstance(decisions, Decision) else list(decisions)
-        if len(chosen) != self.n:
-            raise InputError(f"find_witness: {len(chosen)} decisions for {self.n} inputs; give one each, or one for all.")
+        check_decisions(chosen, self.n)
         other = next((c for c in chosen if c.rows.shape[1] != outputs.shape[1]), None)
         if other is not None:
             raise InputError(f"find_witness: a decision over {other.rows.shape[1]} outputs for a model with {outputs.shape[1]}.")

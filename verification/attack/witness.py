@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InputError
-from formulations.given import whole
+from formulations.given import seed_of
 from formulations.norms import INF, Array, Norm
 from formulations.programs import relative_parts
 from formulations.sets.base import FEASIBILITY, ConvexSet
@@ -23,7 +23,7 @@ from verification.attack.regions import small_chain
 from verification.attack.search import Search
 from verification.attack.subproblem import Subproblem, subproblem
 from verification.decision import Decision
-from verification.model import batch_of, float64_copy
+from verification.model import batch_of, check_decisions, float64_copy
 
 CHUNK = 1 << 22  # numbers per array of lanes: larger batches are searched in chunks
 BOX_EFFORT = Effort()
@@ -66,13 +66,13 @@ def find_witness(
     begun, norm, budget = time.monotonic(), Norm.of(norm), budget or Budget()
     if not isinstance(budget, Budget):
         raise InputError(f"budget={budget!r:.60} is no budget; give Budget(forward, backward, seconds).")
-    seed = whole("seed", seed)
+    seed = seed_of(seed)
     twin = float64_copy(model, device)
     place = torch.device(device) if device is not None else next((p.device for p in twin.parameters()), torch.device("cpu"))
     inputs = batch_of(x0, None, place)
     n, d = len(inputs), inputs[0].numel()
-    if decisions is not None and not isinstance(decisions, Decision) and len(decisions) != n:
-        raise InputError(f"find_witness: {len(decisions)} decisions for {n} inputs; give one each, or one for all.")
+    if decisions is not None and not isinstance(decisions, Decision):
+        check_decisions(decisions, n)
     most = effort or SPARSE_EFFORT
     size = max(1, CHUNK // (d * max(2 * most.rivals, most.leaps)))
     starts = range(0, n, size)
