@@ -62,6 +62,20 @@ def test_bands_of_a_grid_are_as_wide_as_its_short_side(shape, size):
     assert bands.blocks == -(-shape[0] * shape[1] // size)
 
 
+def test_the_bands_of_a_sparse_set_are_read_without_laying_it_out(monkeypatch):
+    """K of an image's total variation has a few entries a row: its bands are those of the dense matrix, met without it."""
+    side = 20
+    parts = relative_parts(lde.Box(0, 1) & lde.TotalVariation(3.0, shape=(side, side)), side * side, np.full(side * side, 0.5))
+    link = Region.build(Norm(2), parts, np.zeros(1), side * side, count=1).coupling
+    assert link.K.is_sparse_csr
+    dense = Bands.of(sp.csr_matrix(link.K.to_dense().numpy()), torch.device("cpu"), np.zeros((2, 0), dtype=np.int64))
+    monkeypatch.setattr(torch.Tensor, "to_dense", lambda *_: pytest.fail("the whole matrix was laid out"))
+    bands = bands_for(link)
+    for name in ("full", "place", "entry"):
+        assert torch.equal(getattr(bands, name), getattr(dense, name))
+    assert torch.equal(bands.weigh.values(), dense.weigh.values())
+
+
 def test_a_matrix_that_is_not_positive_definite_says_so():
     bands = Bands.of(differences(4, 4), CPU)
     weights = torch.ones(2, 16 + 24, dtype=torch.float64)

@@ -40,9 +40,20 @@ def bands_for(link: Coupling) -> Bands | None:
     if not expressible(link.blocks):
         return None
     pairs = couples(link).cpu().numpy()
-    bands = Bands.of(sp.csr_matrix(link.K.to_dense().cpu().numpy()), link.K.device, pairs)
+    bands = Bands.of(_rows_of(link.K), link.K.device, pairs)
     full = bands.full.cpu().numpy()
     return bands if bands.size <= WIDEST and len(full) <= BORDER and not np.isin(pairs, full).any() else None
+
+
+def _rows_of(K: Tensor) -> sp.csr_matrix:
+    """K, dense or CSR, as scipy's CSR of the entries that are not zero, never laid out whole."""
+    if not K.is_sparse_csr:
+        return sp.csr_matrix(K.cpu().numpy())
+    data, indices, indptr = (v.cpu().numpy().copy() for v in (K.values(), K.col_indices(), K.crow_indices()))
+    rows = sp.csr_matrix((data, indices, indptr), shape=tuple(K.shape))
+    rows.eliminate_zeros()
+    rows.sort_indices()
+    return rows
 
 
 def interior_multipliers(
