@@ -36,11 +36,12 @@ A matrix is {"shape", "indptr", "indices", "data"}, compressed sparse rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 from verification.checking.document import FLIP_ROW, MARGIN_ROW, Cell, Document, Inner, NormSpec, PartSpec, Rows, Split, Verdict
+from verification.checking.fields import Fields, short
 from verification.checking.text import MAX_BYTES, FormatError, canonical, decode, input_hash, read, self_hash, weights_hash
 
 __all__ = [
@@ -54,10 +55,10 @@ FORMAT, VERSION = "lde-certificate", 1
 def parse(record: Mapping[str, Any]) -> Document:
     """The record's fields, typed; raises FormatError on a missing, unknown or malformed one."""
     if record.get("format") != FORMAT:
-        raise FormatError(f"format={_short(record.get('format'))} is not '{FORMAT}'")
+        raise FormatError(f"format={short(record.get('format'))} is not '{FORMAT}'")
     if record.get("version") != VERSION or type(record.get("version")) is not int:
-        raise FormatError(f"version={_short(record.get('version'))} is not known to this checker (it reads version {VERSION})")
-    top = _Fields(record, "certificate", "command decision format input lower method model norm notes outputs provenance rivals seed set sha256 "
+        raise FormatError(f"version={short(record.get('version'))} is not known to this checker (it reads version {VERSION})")
+    top = Fields(record, "certificate", "command decision format input lower method model norm notes outputs provenance rivals seed set sha256 "
                   "tolerances upper verdict version versions witness")  # fmt: skip
     model = top.fields("model", "sha256 architecture")
     for fields, key in ((model, "sha256"), (top, "sha256")):
@@ -73,7 +74,7 @@ def parse(record: Mapping[str, Any]) -> Document:
     x0 = source.reals("x0")
     d, shape = len(x0), source.integers("shape")
     if d == 0 or math.prod(shape) != d or any(s < 1 for s in shape):
-        raise FormatError(f"input.shape={_short(shape)} does not hold the {d} values of x0")
+        raise FormatError(f"input.shape={short(shape)} does not hold the {d} values of x0")
     source.digest("sha256")
     outputs = top.reals("outputs")
     decision = top.fields("decision", "kind label rivals rows shifts")
@@ -86,7 +87,7 @@ def parse(record: Mapping[str, Any]) -> Document:
     parts = [_part(p, d, f"set[{j}]") for j, p in enumerate(top.items("set"))]
     cells, row_lowers = [], []
     for k, entry in enumerate(top.items("rivals")):
-        f = _Fields(entry, f"rivals[{k}]", "rival lower method cells")
+        f = Fields(entry, f"rivals[{k}]", "rival lower method cells")
         if k >= len(rivals) or entry["rival"] != rivals[k] or type(entry["rival"]) is not int:
             raise FormatError(f"rivals[{k}] does not belong to row {k} of the decision")
         f.text("method")
@@ -104,7 +105,7 @@ def parse(record: Mapping[str, Any]) -> Document:
     if min(lower, upper, *row_lowers) < 0:
         raise FormatError("lower and upper are distances and cannot be negative")
     if top.text("verdict") not in Verdict.__members__:
-        raise FormatError(f"verdict={_short(record['verdict'])} is not one of {', '.join(Verdict.__members__)}")
+        raise FormatError(f"verdict={short(record['verdict'])} is not one of {', '.join(Verdict.__members__)}")
     tolerance = top.fields("tolerances", "feasibility outputs")
     feasibility, reproducibility = tolerance.real("feasibility"), tolerance.real("outputs")
     if min(feasibility, reproducibility) < 0:
@@ -115,89 +116,18 @@ def parse(record: Mapping[str, Any]) -> Document:
     )  # fmt: skip
 
 
-class _Fields:
-    """One JSON object whose keys are exactly `keys` (those with "?" may be missing); reads typed fields or raises FormatError."""
-
-    def __init__(self, value: Any, where: str, keys: str) -> None:
-        known = keys.split()
-        if not isinstance(value, Mapping):
-            raise FormatError(f"{where} is not an object")
-        missing = [k for k in known if not k.endswith("?") and k not in value]
-        unknown = sorted(set(value) - {k.rstrip("?") for k in known})
-        if missing or unknown:
-            raise FormatError(f"{where}: {'missing' if missing else 'unknown'} field {_short((missing or unknown)[0])}")
-        self.value, self.where = value, where
-
-    def _wrong(self, key: str, what: str) -> FormatError:
-        return FormatError(f"{self.where}.{key} is not {what}".removeprefix("certificate."))
-
-    def fields(self, key: str, keys: str) -> _Fields:
-        return _Fields(self.value[key], f"{self.where}.{key}".removeprefix("certificate."), keys)
-
-    def items(self, key: str) -> list[Any]:
-        if not isinstance(self.value[key], list):
-            raise self._wrong(key, "a list")
-        return list(self.value[key])
-
-    def text(self, key: str) -> str:
-        if not isinstance(self.value[key], str):
-            raise self._wrong(key, "a string")
-        return str(self.value[key])
-
-    def digest(self, key: str) -> None:
-        if len(self.text(key)) != 64 or set(self.text(key)) - set("0123456789abcdef"):
-            raise self._wrong(key, "a sha256 in lower-case hexadecimal")
-
-    def integers(self, key: str) -> list[int]:
-        values = self.items(key)
-        if not all(type(v) is int and abs(v) < 2**53 for v in values):
-            raise self._wrong(key, "a list of integers")
-        return values
-
-    def real(self, key: str, *, infinite: bool = False) -> float:
-        return _real(
-            self.value[key], infinite, lambda: self._wrong(key, "a finite float.hex() string" if not infinite else "a float.hex() string")
-        )
-
-    def reals(self, key: str, length: int | None = None, *, infinite: bool = False) -> list[float]:
-        values = self.items(key)
-        out = [_real(v, infinite, lambda: self._wrong(key, "a list of finite float.hex() strings")) for v in values]
-        if length is not None and len(out) != length:
-            raise self._wrong(key, f"{length} numbers long but {len(out)}")
-        return out
-
-    def table(self, key: str, columns: int) -> list[list[float]]:
-        return [_Fields({"row": r}, f"{self.where}.{key}", "row").reals("row", columns) for r in self.items(key)]
-
-
-def _real(value: Any, infinite: bool, error: Callable[[], FormatError]) -> float:
-    if not isinstance(value, str) or len(value) > 32:
-        raise error()
-    try:
-        number = float.fromhex(value)
-    except (ValueError, OverflowError):
-        raise error() from None
-    if number != number or (not infinite and math.isinf(number)) or number.hex() != value:
-        raise error()
-    return number
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:60]
-
-
 def _norm(value: Any, dim: int, where: str) -> NormSpec:
-    f = _Fields(value, where, "p weights groups?")
+    f = Fields(value, where, "p weights groups?")
     p = f.text("p")
     if p == "group":
-        groups = [_Fields({"g": g}, f"{where}.groups", "g").integers("g") for g in (f.items("groups") if "groups" in value else [])]
+        groups = [Fields({"g": g}, f"{where}.groups", "g").integers("g") for g in (f.items("groups") if "groups" in value else [])]
         if sorted(i for g in groups for i in g) != list(range(dim)) or not all(groups):
             raise FormatError(f"{where}.groups do not hold every index 0 … {dim - 1} exactly once")
         weights: list[float] | None = f.reals("weights", len(groups))
     elif p in ("1", "2", "inf") and "groups" not in value:
         groups, weights = [], None if value["weights"] is None else f.reals("weights", dim)
     else:
-        raise FormatError(f"{where}.p={_short(p)} is not '1', '2', 'inf' or 'group' (with groups)")
+        raise FormatError(f"{where}.p={short(p)} is not '1', '2', 'inf' or 'group' (with groups)")
     if weights is not None and min(weights) <= 0:
         raise FormatError(f"{where}.weights are not all positive")
     return NormSpec(p, weights, groups)
@@ -207,11 +137,11 @@ def _part(value: Any, dim: int, where: str) -> PartSpec:
     kind = value.get("kind") if isinstance(value, dict) else None
     keys = {"box": "lo hi", "rows": "matrix h", "equalities": "matrix h", "ball": "matrix e rho norm", "custom": ""}
     if not isinstance(kind, str) or kind not in keys:
-        raise FormatError(f"{where}.kind={_short(kind)} is not one of {', '.join(keys)}")
-    f = _Fields(value, where, f"kind name on {keys[kind]}")
+        raise FormatError(f"{where}.kind={short(kind)} is not one of {', '.join(keys)}")
+    f = Fields(value, where, f"kind name on {keys[kind]}")
     name, on = f.text("name"), f.text("on")
     if on not in ("input", "change"):
-        raise FormatError(f"{where}.on={_short(on)} is not 'input' or 'change'")
+        raise FormatError(f"{where}.on={short(on)} is not 'input' or 'change'")
     if kind == "box":
         lo, hi = f.reals("lo", dim, infinite=True), f.reals("hi", dim, infinite=True)
         if math.inf in lo or -math.inf in hi:
@@ -230,7 +160,7 @@ def _part(value: Any, dim: int, where: str) -> PartSpec:
 
 
 def _matrix(value: Any, dim: int, where: str) -> Rows:
-    f = _Fields(value, where, "shape indptr indices data")
+    f = Fields(value, where, "shape indptr indices data")
     shape, indptr, indices, data = f.integers("shape"), f.integers("indptr"), f.integers("indices"), f.reals("data")
     steps_ok = len(indptr) > 0 and indptr[0] == 0 and indptr[-1] == len(data) and all(a <= b for a, b in pairwise(indptr))
     if shape != [len(indptr) - 1, dim] or not steps_ok or len(indices) != len(data) or not all(0 <= i < dim for i in indices):
@@ -239,7 +169,7 @@ def _matrix(value: Any, dim: int, where: str) -> Rows:
 
 
 def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
-    f = _Fields(value, where, "path radius a b row_of lam duals w relaxation?")
+    f = Fields(value, where, "path radius a b row_of lam duals w relaxation?")
     path = [_split(s, dim, f"{where}.path[{i}]") for i, s in enumerate(f.items("path"))]
     radius, b = f.real("radius", infinite=True), f.reals("b")
     a, lam, row_of = f.table("a", dim), f.reals("lam", len(b)), f.integers("row_of")
@@ -253,7 +183,7 @@ def _cell(value: Any, dim: int, parts: list[PartSpec], where: str) -> Cell:
         raise FormatError(f"{where}.radius={radius!r} is negative")
     duals: list[list[float] | None] = []
     for j, (dual, part) in enumerate(zip(f.items("duals"), parts, strict=False)):
-        g = _Fields({"dual": dual}, f"{where}.duals[{j}]", "dual")
+        g = Fields({"dual": dual}, f"{where}.duals[{j}]", "dual")
         if dual is not None and not part.matrix:
             raise FormatError(f"{where}.duals[{j}] must be null: a {part.kind} takes no stored multipliers")
         duals.append(None if dual is None else g.reals("dual", len(part.matrix)))
@@ -270,11 +200,11 @@ Proposed = tuple[list[list[list[float]]], list[Inner], list[list[float]], list[t
 
 
 def _relaxation(value: Any, rows: int, depth: int, dim: int, where: str) -> Proposed:
-    f = _Fields(value, where, "slopes inner? splits? facets?")
+    f = Fields(value, where, "slopes inner? splits? facets?")
     slopes = []
     for r, row in enumerate(f.items("slopes")):
-        g = _Fields({"row": row}, f"{where}.slopes[{r}]", "row")
-        slopes.append([_Fields({"layer": v}, f"{g.where}[{i}]", "layer").reals("layer") for i, v in enumerate(g.items("row"))])
+        g = Fields({"row": row}, f"{where}.slopes[{r}]", "row")
+        slopes.append([Fields({"layer": v}, f"{g.where}[{i}]", "layer").reals("layer") for i, v in enumerate(g.items("row"))])
     if len(slopes) > rows:
         raise FormatError(f"{where}: slopes for {len(slopes)} of {rows} rows of margins and flips")
     splits = f.table("splits", depth) if "splits" in value else []
@@ -285,7 +215,7 @@ def _relaxation(value: Any, rows: int, depth: int, dim: int, where: str) -> Prop
         inner.append(_inner(entry, f"{where}.inner[{i}]"))
     facets = []
     for i, entry in enumerate(f.items("facets") if "facets" in value else []):
-        g = _Fields(entry, f"{where}.facets[{i}]", "share turn")
+        g = Fields(entry, f"{where}.facets[{i}]", "share turn")
         share, turn = g.real("share"), g.text("turn")
         if i >= len(slopes) or not 0 <= share <= 1 or len(turn) != dim or set(turn) - set("+0-"):
             raise FormatError(f"{g.where}: share is not in [0, 1], turn is not {dim} signs, or there are more rows than slopes has")
@@ -294,20 +224,20 @@ def _relaxation(value: Any, rows: int, depth: int, dim: int, where: str) -> Prop
 
 
 def _inner(value: Any, where: str) -> Inner:
-    g = _Fields(value, where, "of by neurons inputs low up")
-    of, by = (_Fields({"n": [value[k]]}, f"{where}.{k}", "n").integers("n")[0] for k in ("of", "by"))
+    g = Fields(value, where, "of by neurons inputs low up")
+    of, by = (Fields({"n": [value[k]]}, f"{where}.{k}", "n").integers("n")[0] for k in ("of", "by"))
     neurons, shared = g.integers("neurons"), all(type(v) is int for v in g.items("inputs"))
     inputs = (
         [g.integers("inputs")] * len(neurons)
         if shared
-        else [_Fields({"inputs": v}, where, "inputs").integers("inputs") for v in g.items("inputs")]
+        else [Fields({"inputs": v}, where, "inputs").integers("inputs") for v in g.items("inputs")]
     )
     if not 0 <= by < of or len(inputs) != len(neurons) or min([*neurons, *(v for row in inputs for v in row)], default=0) < 0:
         raise FormatError(f"{where}: the inputs do not fit the neurons, or by={by} does not come before of={of}")
     return Inner(of, by, neurons, inputs, *(_shares(g, side, inputs) for side in ("low", "up")))
 
 
-def _shares(g: _Fields, side: str, inputs: list[list[int]]) -> list[list[float]]:
+def _shares(g: Fields, side: str, inputs: list[list[int]]) -> list[list[float]]:
     """Slopes neuron by neuron: two hexadecimal digits each, k/255, or, in earlier files, lists of reals."""
     out = []
     for told, at in zip(g.items(side), inputs, strict=False):
@@ -316,15 +246,15 @@ def _shares(g: _Fields, side: str, inputs: list[list[int]]) -> list[list[float]]
                 raise FormatError(f"{g.where}.{side}: is not a string of {2 * len(at)} hexadecimal digits")
             out.append([k / 255 for k in bytes.fromhex(told)])
         else:
-            out.append(_Fields({side: told}, g.where, side).reals(side, len(at)))
+            out.append(Fields({side: told}, g.where, side).reals(side, len(at)))
     if len(out) != len(inputs) or len(g.items(side)) != len(inputs):
         raise FormatError(f"{g.where}.{side}: {len(g.items(side))} rows for {len(inputs)} neurons")
     return out
 
 
 def _split(value: Any, dim: int, where: str) -> Split:
-    f = _Fields(value, where, "at index cut side")
-    index, side = (_Fields({"n": [value[k]]}, f"{where}.{k}", "n").integers("n")[0] for k in ("index", "side"))
+    f = Fields(value, where, "at index cut side")
+    index, side = (Fields({"n": [value[k]]}, f"{where}.{k}", "n").integers("n")[0] for k in ("index", "side"))
     at = f.text("at")
     if side not in (-1, 1) or index < 0 or (at == "input" and index >= dim):
         raise FormatError(f"{where}: side is not ±1, or index={index} does not exist")

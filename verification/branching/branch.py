@@ -13,25 +13,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike
 
 from formulations.errors import InputError
 from formulations.norms import INF, Norm
-from formulations.pieces import BallPiece, bounding_box
 from formulations.sets.base import FEASIBILITY, ConvexSet
 from formulations.support import Region
 from verification.attack.feasible import violation
 from verification.branching.answers import BranchingResult, BranchingStop, Leaf, RowTree
 from verification.branching.coupled import Memory
 from verification.branching.effort import Effort
+from verification.branching.extent import nearest, reach_of_balls, standing_everywhere
 from verification.branching.network import Network
 from verification.branching.schedule import BACK, BOLDEST, CAUTIOUS, EASY, Schedule
 from verification.branching.tree import Tree
 from verification.decision import Decision
-from verification.exact.bounds import everywhere
 from verification.exact.descent import Descent
 from verification.exact.question import Question, Witness
 from verification.exact.relaxation import Relaxation
@@ -128,7 +126,7 @@ class _Search:
         device: torch.device | str | None, progress: Progress | None,
     ) -> None:  # fmt: skip
         self.question, self.tolerance, self.effort, self.progress = question, tolerance, effort, progress
-        self.nearest = _nearest(question)
+        self.nearest = nearest(question)
         self.region = Region.build(question.norm, question.parts, self.nearest * (1 + 1e-6) + 1e-9, question.dim, count=1, device=device)
         self.network = Network.of(question, self.region.scale)
         self.extent = min(float(self.region.reach()[0]), reach_of_balls(question))  # no allowed change is longer
@@ -163,7 +161,7 @@ class _Search:
         if q.margins(zero)[0].min() <= 0 and violation(zero, q.parts) <= FEASIBILITY:
             return self._result(BranchingStop.CLOSED, at_start=True)
         if self.extent == INF:
-            self._look_everywhere()
+            self.trees |= {t.row: t for t in standing_everywhere(q)}
         if self.lower == INF:
             return self._result(BranchingStop.CLOSED)
         schedule, tree = Schedule(), None
@@ -219,16 +217,6 @@ class _Search:
         left = end - time.perf_counter()
         pace = (time.perf_counter() - self.asked) / max(self.nodes - self.asked_at, 1)
         return SPEND * min(left / max(pace, 1e-9) if left < INF else INF, most - self.nodes)
-
-    def _look_everywhere(self) -> None:
-        """Rows that interval arithmetic keeps positive on all of C need no radius, which an unbounded set would not end without."""
-        q, zero = self.question, np.zeros((1, self.question.dim))
-        lo, hi = bounding_box(q.parts, q.dim)
-        weights = (*q.weights[:-1], q.decision.rows @ q.weights[-1])
-        shifts = (*q.shifts[:-1], q.decision.rows @ q.shifts[-1] + q.decision.shifts)
-        for k, least in enumerate(everywhere(weights, shifts, lo, hi)[1]):
-            if least > 0:
-                self.trees[k] = RowTree(k, q.decision.rivals[k], INF, (Leaf((), zero, np.array([least]), INF, INF),))
 
     def _descend(self, end: float) -> None:
         """A first witness by repeated linearisation: most of the work of a search without one is to find its scale."""
@@ -327,23 +315,3 @@ class _Search:
             delta, upper = found.delta, found.upper
         lower = 0.0 if at_start else min(self.lower, upper)
         return BranchingResult(lower, upper, delta, stop, self.nodes, 0.0, tuple(self.trees.values()))
-
-
-def _nearest(question: Question) -> float:
-    """The norm of the point of C's boxes nearest to 0: no allowed change is shorter. 0 where x0 itself is allowed."""
-    lo, hi = bounding_box(question.parts, question.dim)
-    return float(question.norm.value(np.clip(0.0, lo, hi)))
-
-
-def reach_of_balls(question: Question) -> float:
-    """An upper bound of the norm over C, +inf where no ball ‖Mδ + e‖ ≤ ρ with M of full column rank bounds it:  |δ + M⁺e|_i ≤ ρ ‖M⁺_i‖_*."""
-    far = INF
-    for part in question.parts:
-        if not isinstance(part.piece, BallPiece) or min(part.piece.M.shape) > 2000:
-            continue
-        M = part.piece.M.toarray() if sp.issparse(part.piece.M) else np.asarray(part.piece.M)
-        if M.shape[0] >= M.shape[1] and np.linalg.cond(M) < 1e8:
-            inverse = np.linalg.pinv(M)
-            hull = np.abs(inverse @ part.piece.e) + float(part.piece.rho) * np.asarray(part.piece.norm.dual_value(inverse))
-            far = min(far, float(question.norm.value(hull)) * (1 + 1e-6))  # room for the inverse's rounding
-    return far
