@@ -21,7 +21,7 @@ CERTIFIED: tuple[tuple[str, str], ...] = (
         "Prices",
         "The multipliers are slopes of a lower bound on the distance that stays valid when the constraints' levels are shifted, "
         "as long as the rows hold on the shifted set. That bound is the value of the multipliers' own program; where the published lower bound is another "
-        "number (the radius within which the rows hold, or what a tree of programs proves), or there is no λ, the report says so beside it.",
+        "number (the radius within which the rows hold, what the checker derives, or what a tree of programs proves), or there is no λ, the report says so beside it.",
     ),
 )
 

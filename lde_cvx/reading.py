@@ -1,7 +1,8 @@
 """What an explanation's λ says.
 
-A published bound is not always the value of the program whose multipliers are shown: it may be the radius within which the program's row holds, or what a
-tree of other programs proves. And a program without a solution has no λ: its multipliers are a ray, which proves as much at twice its size.
+A published bound is not always the value of the program whose multipliers are shown: it may be the radius within which the program's row holds, a value of
+the lower row that level B derives, or what a tree of other programs proves. And a program without a solution has no λ: its multipliers are a ray, which
+proves as much at twice its size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Reading(Enum):
     """What an explanation's λ says. The value is the reading."""
 
     BOUND = "λ of the certified program, whose value is the certified lower bound."
-    RADIUS = "λ of the certified program. Its value is not the certified lower bound: its row holds only within that bound."
+    RADIUS = "λ of the certified program. Its value is above the certified lower bound: its row holds within a radius only, or the checker derives a lower row."
     TREE = "λ of the certified program before branching. Its value is not the certified lower bound: the tree certifies more."
     LINEARISED = "λ of the linearised program: a local model, which certifies nothing."
     RAY = "There is no λ: no allowed change makes the program's row fall. The multipliers prove that at any size, and price nothing."
@@ -57,11 +58,12 @@ class Reading(Enum):
         if self is Reading.LINEARISED:
             return f"λ of the linearised program {lam:.4g} (not certified)"
         if self is Reading.RADIUS:
-            return f"λ {lam:.4g} of a program of value {down_words(own, 4)}, whose row holds, and so certifies, only within {down_words(lower, 4)}"
+            why = "its row holds within a radius only, or the checker derives a lower row"
+            return f"λ {lam:.4g} of a program of value {down_words(own, 4)}; certified is {down_words(lower, 4)} ({why})"
         if self is Reading.TREE:
             return f"λ {lam:.4g} of the program before branching, which certifies {down_words(own, 4)}; the tree certifies {down_words(lower, 4)}"
         if self is Reading.RAY and lower > 0:
-            return f"no λ: no allowed change makes the certified row fall; it holds, and so certifies, only within {down_words(lower, 4)}"
+            return f"no λ: no allowed change makes the certified row fall, but it holds within a radius only; certified is {down_words(lower, 4)}"
         if self is Reading.RAY:
             return "no λ: no allowed change makes the linearised row fall; that certifies nothing"
         return str(self.value).replace("There is no λ", "no λ").rstrip(".")
