@@ -24,6 +24,7 @@ from lde_cvx.auditing.record import AuditRow, from_json, to_json
 from lde_cvx.auditing.rows import audit_row
 from lde_cvx.auditing.summary import MODEL, results_csv, summarise
 from lde_cvx.explainer import LagrangeDualExplainer
+from lde_cvx.interrupts import Finished, only_finished
 from lde_cvx.manifest import NAME as MANIFEST
 from lde_cvx.manifest import write_manifest
 from lde_cvx.methods import SEARCHES
@@ -62,8 +63,8 @@ def run_audit(case: Case, folder: Path, tell: Tell = lambda *_: None) -> AuditRe
     begun = time.monotonic()
     certificates = open_folder(folder)
     forget_other_audits(folder, certificates, case)
-    with one_thread():  # sums in one order, so that runs can be compared; and faster, for networks this small
-        rows = [row for norm in case.norms for row in certify(case, norm, certificates, tell)]
+    with one_thread(), only_finished() as finished:  # sums in one order, so that runs can be compared; and faster, for networks this small
+        rows = [row for norm in case.norms for row in certify(case, norm, certificates, tell, finished)]
     order = [norm_name(norm) for norm in case.norms]
     rows.sort(key=lambda r: (r.data_row, order.index(r.norm)))
     save_model(case.trained.model, folder / MODEL)
@@ -91,7 +92,7 @@ def checked_again(row: AuditRow, folder: Path, case: Case) -> AuditRow:
 # ---- certificates ------------------------------------------------------------------------------------------------------
 
 
-def certify(case: Case, norm: Norm, folder: Path, tell: Tell) -> list[AuditRow]:
+def certify(case: Case, norm: Norm, folder: Path, tell: Tell, finished: Finished) -> list[AuditRow]:
     """The rows of one norm; a certificate file is written as soon as its chunk is done."""
     short = norm_name(norm)
     rows = {row: reusable(folder / f"{applicant_id(row)}-{short}.json", case) for row in case.applicants}
@@ -107,7 +108,7 @@ def certify(case: Case, norm: Norm, folder: Path, tell: Tell) -> list[AuditRow]:
         chunk = pending[start : start + CHUNK]
         counted = "branching" if case.config.question.method in SEARCHES else "certified radii"
         told = partial(_passing_on, tell, stage, counted, ready + start, len(rows))
-        found = explainer.explain(case.features[chunk], progress=told)
+        found = finished(explainer.explain(case.features[chunk], progress=told))
         for row, explanation in zip(chunk, found if isinstance(found, list) else [found], strict=True):
             path = folder / f"{applicant_id(row)}-{short}.json"
             made = audit_row(case.schema, explanation, row, applicant_id(row), short, case.declined, f"{folder.name}/{path.name}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,3 +79,28 @@ def test_a_run_goes_on_where_it_was_cut(tmp_path: Path, monkeypatch: pytest.Monk
     pd.testing.assert_frame_equal(whole.drop(columns="seconds"), fresh.drop(columns="seconds"), rtol=1e-6)
     with pytest.raises(InputError, match="another bench"):
         bench(tmp_path, quick=False, console=console)
+
+
+def test_a_search_that_answers_an_interrupt_leaves_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGINT during the second norm's witnesses, which the search answers with what it has: the run ends there, and the next one measures that norm."""
+    case = replace(small(mlp((3, 4, 2), seed=1), 3), norms=("inf", 2))
+    monkeypatch.setattr(tightness, "cases", lambda *_, **__: iter([case]))
+    real, asked = tightness.find_witness, []
+
+    def cut(model: nn.Module, x: torch.Tensor, norm: float | str, *rest: object, **kwargs: object) -> object:
+        asked.append(norm)
+        if len(asked) == 2:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return real(model, x, norm, *rest, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tightness, "find_witness", cut)
+    console = Console(width=200)
+    assert set(bench(tmp_path, quick=True, console=console)["norm"]) == {Norm.of("inf").label}
+    assert "interrupted: the table holds what was measured; the same command goes on from there" in capsys.readouterr().out
+    whole = bench(tmp_path, quick=True, console=console)
+    assert asked == ["inf", 2, 2]
+    fresh = bench(tmp_path / "fresh", quick=True, console=console)
+    pd.testing.assert_frame_equal(whole.drop(columns="seconds"), fresh.drop(columns="seconds"), rtol=1e-6)

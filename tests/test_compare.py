@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ inputs = "{folder}/x.npy"
 box = [0.0, 1.0]
 count = 4
 [metrics]
-names = ["deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory"]
+names = ["deletion", "insertion", "key_size", "ordering", "stability", "seconds", "cpu_seconds", "memory"]
 steps = 6
 repeats = 1
 [[methods]]
@@ -63,7 +65,7 @@ def test_one_cell_per_method_input_and_metric(written: Path, tmp_path: Path) -> 
     config = load_config(written)
     case, store = run(config, tmp_path / "out")
     lines = (tmp_path / "out" / "cells.csv").read_text().splitlines()
-    assert len(lines) == 1 + 3 * 4 * 7 == 1 + len(set(lines[1:]))
+    assert len(lines) == 1 + 3 * 4 * 8 == 1 + len(set(lines[1:]))
     found, n = entries(config, store)
     assert n == len(case.x) == 4
     table = frame(found)
@@ -104,11 +106,54 @@ def test_an_interrupted_run_goes_on(written: Path, tmp_path: Path, monkeypatch: 
     after = path.read_text()
     assert after.startswith(before)
     assert len(calls) == 3 * 4 - 5  # the five that were there are not computed again
-    assert len(after.splitlines()) == 1 + 3 * 4 * 7
+    assert len(after.splitlines()) == 1 + 3 * 4 * 8
     again = CellStore(folder, config)
     assert again.cells == store.cells
     run(config, folder)
     assert path.read_text() == after
+
+
+class Interrupted:
+    """An explainer whose search answers an interrupt at the nth map with what it has, here nothing."""
+
+    def __init__(self, explainer: Any, at: int) -> None:
+        self.explainer, self.left = explainer, at
+
+    def attribute(self, inputs: torch.Tensor, target: Any = None) -> torch.Tensor:
+        self.left -= 1
+        try:
+            if self.left == 0:
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            return torch.zeros_like(inputs)
+        return self.explainer.attribute(inputs, target)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("at", [4, 5])  # after the warm-up, two a method and input: the map of the second input, and its stability
+def test_no_map_of_a_search_cut_short_is_kept(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    folder = tmp_path / "out"
+    command = ["compare", str(written), "--out", str(folder), "--limit", "2", "-q"]
+    real = module.build
+
+    def build_one(method: MethodTable, case: Case, seed: int) -> Any:
+        return Interrupted(real(method, case, seed), at) if method.name == "LEG" else real(method, case, seed)
+
+    monkeypatch.setattr(module, "build", build_one)
+    cut = CliRunner().invoke(app, command)
+    assert cut.exit_code == 130
+    assert "finished cells are kept, and the same command goes on from there" in " ".join(cut.output.split())
+    assert not (folder / "table.md").exists()
+    monkeypatch.setattr(module, "build", real)
+    config = load_config(written)
+    kept = CellStore(folder, config).cells
+    assert {k[1] for k in kept if not k[0].endswith("LEG")} == {0, 1}
+    assert CliRunner().invoke(app, command).exit_code == 0
+    small = config.model_copy(update={"case": config.case.model_copy(update={"count": 2})})
+    whole, (_, fresh) = CellStore(folder, config).cells, run(small, tmp_path / "fresh")
+    assert kept.items() <= whole.items()
+    assert {k: c.value for k, c in whole.items() if k[2] not in module.COSTS} == {
+        k: c.value for k, c in fresh.cells.items() if k[2] not in module.COSTS
+    }
 
 
 def test_values_do_not_depend_on_the_interruption(written: Path, tmp_path: Path) -> None:
@@ -118,7 +163,7 @@ def test_values_do_not_depend_on_the_interruption(written: Path, tmp_path: Path)
     _, a = run(config, tmp_path / "a")
     _, b = run(config, tmp_path / "b")
     assert a.cells.keys() == b.cells.keys()
-    assert all(a.cells[k].value == b.cells[k].value for k in a.cells if k[2] not in ("seconds", "memory"))
+    assert all(a.cells[k].value == b.cells[k].value for k in a.cells if k[2] not in module.COSTS)
 
 
 def test_another_case_needs_another_folder(written: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import permutations
 
@@ -317,6 +318,9 @@ def test_costs_are_seen() -> None:
     cost = measure(lambda: np.ones(30_000_000).sum())
     assert cost.result == 30_000_000
     assert cost.seconds > 0
+    assert cost.cpu_seconds > 0
+    asleep = measure(lambda: time.sleep(0.2))
+    assert asleep.cpu_seconds < asleep.seconds
     assert cost.peak_bytes > 100_000_000
 
 

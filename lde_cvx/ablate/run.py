@@ -16,6 +16,7 @@ from lde_cvx.ablate.grid import Grid
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.explanation import Explanation
 from lde_cvx.growing_table import GrowingTable
+from lde_cvx.interrupts import only_finished
 from lde_cvx.second_order import suggested_temperature
 
 if TYPE_CHECKING:
@@ -57,18 +58,18 @@ def run_grid(grid: Grid, folder: Path, tell: Tell = lambda *_: None) -> pd.DataF
     cells = [Cell(p, name, method) for p in grid.norms for name in grid.constraints for method in grid.methods]
     explainers = {cell: _explainer(grid, cell, case, temperature) for cell in cells}
     done = {(r["norm"], r["set"], r["method"], int(r["order"]), int(r["input"])) for r in lines.kept()}
-    for at, cell in enumerate(cells):
-        name = _norm_name(cell.norm)
-        missing = [i for i in range(len(case.x)) if any((name, cell.set, cell.method, o, i) not in done for o in grid.orders)]
-        for start in range(0, len(missing), grid.chunk):
-            tell(f"{at + 1}/{len(cells)} {cell.label}", len(case.x) - len(missing) + start, len(case.x))
-            index = missing[start : start + grid.chunk]
-            found = explainers[cell].explain(case.x[index], quiet=True, progress=lambda *_: None)
-            rows = [
-                row for i, e in zip(index, found if isinstance(found, list) else [found], strict=True) for row in _rows(grid, cell, i, e)
-            ]
-            lines.append([r for r in rows if (name, cell.set, cell.method, r["order"], r["input"]) not in done])
-        tell(f"{at + 1}/{len(cells)} {cell.label}", len(case.x), len(case.x))
+    with only_finished() as finished:
+        for at, cell in enumerate(cells):
+            name = _norm_name(cell.norm)
+            missing = [i for i in range(len(case.x)) if any((name, cell.set, cell.method, o, i) not in done for o in grid.orders)]
+            for start in range(0, len(missing), grid.chunk):
+                tell(f"{at + 1}/{len(cells)} {cell.label}", len(case.x) - len(missing) + start, len(case.x))
+                index = missing[start : start + grid.chunk]
+                found = finished(explainers[cell].explain(case.x[index], quiet=True, progress=lambda *_: None))
+                each = zip(index, found if isinstance(found, list) else [found], strict=True)
+                rows = [row for i, e in each for row in _rows(grid, cell, i, e)]
+                lines.append([r for r in rows if (name, cell.set, cell.method, r["order"], r["input"]) not in done])
+            tell(f"{at + 1}/{len(cells)} {cell.label}", len(case.x), len(case.x))
     return read_table(folder / TABLE)
 
 

@@ -21,6 +21,7 @@ from lde_cvx.bench.networks import Case, digits, german_credit, mnist_cnn, mnist
 from lde_cvx.bench.table import show, write_whole
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.growing_file import add, records
+from lde_cvx.interrupts import Finished, only_finished
 from lde_cvx.model_files import save_model
 from verification.checker import CheckStatus, check_file
 
@@ -56,7 +57,7 @@ def plans(cache: Path, *, quick: bool) -> list[Plan]:
     ]
 
 
-def make(plan: Plan, out: Path, device: str, tell: Callable[[str], object]) -> Iterator[tuple[Path, str, str, str]]:
+def make(plan: Plan, out: Path, device: str, tell: Callable[[str], object], finished: Finished) -> Iterator[tuple[Path, str, str, str]]:
     """(file, network, norm, method) of every certificate of a plan; those that are not there yet are made, on the device."""
     case, folder = plan.build(max(plan.inputs.values())), out / plan.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ def make(plan: Plan, out: Path, device: str, tell: Callable[[str], object]) -> I
                     case.model, norm=norm, constraints=case.constraints, method=method, time_limit=limit, device=device, rederive=True
                 )
                 for part in (missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)):
-                    explained = explainer.explain(case.x[part], quiet=True)
+                    explained = finished(explainer.explain(case.x[part], quiet=True))
                     for i, found in zip(part, explained if isinstance(explained, list) else [explained], strict=True):
                         found.certificate.save(files[i])
             yield from ((path, case.name, Norm.of(norm).label, method) for path in files)
@@ -127,7 +128,8 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
     try:
         for plan in plans(out, quick=quick):
             try:
-                made = list(make(plan, out, device, tell))
+                with only_finished() as finished:
+                    made = list(make(plan, out, device, tell, finished))
             except InputError as reason:
                 tell(f"{plan.folder}: left out: {reason}")
                 continue
@@ -140,7 +142,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
                 if found[-1]["reasons"]:
                     console.print(f"{name}: {found[-1]['A']}, {found[-1]['B']}: {found[-1]['reasons'][0]}", markup=False, soft_wrap=True)
     except KeyboardInterrupt:
-        console.print("interrupted: the table holds what was checked")
+        console.print("interrupted: the table holds what was checked; the same command goes on from there")
     if not found:
         return pd.DataFrame()
     frame = table(found)

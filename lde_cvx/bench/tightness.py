@@ -27,6 +27,7 @@ from formulations.norms import Array, Norm
 from lde_cvx.bench.networks import Case, cases
 from lde_cvx.bench.table import show, write_whole
 from lde_cvx.growing_table import GrowingTable
+from lde_cvx.interrupts import only_finished, until_interrupted
 from lde_cvx.progress import Progress, progress_bar, silent
 from verification.attack import find_witness
 from verification.branching import branch_radii
@@ -123,17 +124,19 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
     done = {(r["network"], r["norm"]) for r in table.kept()}
     left_out: list[str] = []
     try:
-        for case in cases(out, quick=quick, tell=console.print):
-            if _neurons(case.model, tuple(case.x.shape[1:])) is None:
-                left_out.append(case.name)
-            for norm in case.norms:
-                label = Norm.of(norm).label
-                if (case.name, label) in done:
-                    console.print(f"{case.name}, {label}: kept from an earlier run")
-                    continue
-                console.print(f"{case.name}, {label}, {len(case.x)} inputs, at most {case.seconds:g} s each a method …")
-                with progress_bar(not console.is_terminal) as tell:
-                    table.append(measure(case, norm, device, jobs=os.cpu_count() or 1, tell=tell))
+        with only_finished() as finished:
+            for case in cases(out, quick=quick, tell=console.print):
+                if _neurons(case.model, tuple(case.x.shape[1:])) is None:
+                    left_out.append(case.name)
+                for norm in case.norms:
+                    label = Norm.of(norm).label
+                    if (case.name, label) in done:
+                        console.print(f"{case.name}, {label}: kept from an earlier run")
+                        continue
+                    console.print(f"{case.name}, {label}, {len(case.x)} inputs, at most {case.seconds:g} s each a method …")
+                    with progress_bar(not console.is_terminal) as bar:
+                        tell = until_interrupted(bar, finished)
+                        table.append(finished(measure(case, norm, device, jobs=os.cpu_count() or 1, tell=tell)))
     except KeyboardInterrupt:
         console.print("interrupted: the table holds what was measured; the same command goes on from there")
     frame = pd.read_csv(table.table) if table.kept() else pd.DataFrame(columns=list(COLUMNS))

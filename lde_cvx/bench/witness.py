@@ -28,6 +28,7 @@ from lde_cvx.bench.rivals import Counted, Rival, Settings, rivals
 from lde_cvx.bench.table import show, write_whole
 from lde_cvx.models import digits_model
 from verification.attack import find_witness
+from verification.attack.answers import Stop
 
 OURS = "lde_cvx"
 NORMS = (1.0, 2.0, INF)
@@ -111,6 +112,8 @@ def search(case: Case, model: nn.Module, x: Tensor, p: float, device: str) -> At
     """Ours, within the default budget."""
     begun = time.perf_counter()
     found = find_witness(model, x, p, case.constraints, device=device)
+    if found.stop is Stop.INTERRUPTED:
+        raise KeyboardInterrupt  # what it has is no finished measurement
     spent = (time.perf_counter() - begun) / len(x)
     return Attempt(OURS, "defaults", found.upper.tolist(), float(found.forward.mean()), float(found.backward.mean()), spent)
 
@@ -178,7 +181,7 @@ def bench(out: Path, *, device: str = "cpu", quick: bool = False, console: Conso
                     ]
                 _write(out, rows, each)
     except KeyboardInterrupt:
-        console.print("interrupted: the table holds what was measured")
+        console.print("interrupted: the table holds what was measured; the same command goes on from there")
     frame = pd.DataFrame(rows)
     if len(frame):
         _write(out, rows, each)

@@ -23,6 +23,7 @@ from lde_cvx.campaign.cases import Case, case, evaluate32
 from lde_cvx.campaign.networks import save
 from lde_cvx.campaign.rounding import float32_error
 from lde_cvx.explainer import LagrangeDualExplainer
+from lde_cvx.interrupts import only_finished
 from lde_cvx.methods import SEARCHES
 from lde_cvx.models import one_thread
 from verification.certificate import Certificate, ContradictionError
@@ -111,10 +112,10 @@ def run(folder: Path, seed: int, cases: int, count: int, tell: Tell = lambda *_:
         summary = Summary()
         if not (folder / RESULTS).is_file() or (folder / RESULTS).stat().st_size == 0:
             _append(folder / RESULTS, head)
-        with one_thread():
+        with one_thread(), only_finished() as finished:
             for number in range(cases):
                 if number not in done:
-                    done[number] = one(case(seed, number), seed, count, folder)
+                    done[number] = finished(one(case(seed, number), seed, count, folder))
                     _append(folder / RESULTS, done[number])
                 summary.add(done[number])
                 tell(number + 1, cases)

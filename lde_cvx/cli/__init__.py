@@ -12,6 +12,8 @@ import lde_cvx
 from lde_cvx.cli.common import friendly, out
 
 COMMANDS = ("audit", "explain", "check", "sign", "campaign", "compare", "ablate", "data", "bench")
+KEPT = {"audit": "certificates", "campaign": "cases", "compare": "cells", "ablate": "rows"}
+"""What an interrupted run of a command leaves for the next."""
 
 app = typer.Typer(
     name="lde",
@@ -36,7 +38,7 @@ def root(
 
 
 for name in COMMANDS:
-    app.command(name)(friendly(importlib.import_module(f"lde_cvx.cli.{name}").command))
+    app.command(name)(friendly(importlib.import_module(f"lde_cvx.cli.{name}").command, KEPT.get(name)))
 
 
 def main() -> None:

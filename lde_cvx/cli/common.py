@@ -34,8 +34,8 @@ def fail(message: object, code: int = WRONG_INPUT) -> typer.Exit:
     return typer.Exit(code)
 
 
-def friendly(command: Command) -> Command:
-    """Turns errors a user can cause into one line and an exit code; a bug keeps its traceback."""
+def friendly(command: Command, kept: str | None = None) -> Command:
+    """Turns errors a user can cause into one line and an exit code; a bug keeps its traceback. `kept`: what an interrupted run leaves for the next."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -52,6 +52,7 @@ def friendly(command: Command) -> Command:
         except OSError as e:
             raise fail(f"{e.filename or 'file'}: {e.strerror or e}; check the path and its permissions.") from None
         except KeyboardInterrupt:
-            raise fail("interrupted; finished certificates are kept, and the same command goes on from there.", INTERRUPTED) from None
+            rest = "." if kept is None else f"; finished {kept} are kept, and the same command goes on from there."
+            raise fail(f"interrupted{rest}", INTERRUPTED) from None
 
     return run  # type: ignore[return-value]

@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ from lde_cvx.attribution import Explainer
 from lde_cvx.compare.cases import Case, build, load_case
 from lde_cvx.compare.config import CompareConfig, MethodTable, method_hash
 from lde_cvx.growing_table import GrowingTable
+from lde_cvx.interrupts import Finished, only_finished
 
+COSTS = ("seconds", "cpu_seconds", "memory")
 HEADER = ("method", "definition", "input", "metric", "value")
 Progress = Callable[[str, int, int], None]
 
@@ -77,6 +80,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         draft.write_bytes(data)
 
 
+@dataclass(frozen=True, eq=False)
+class _Finishing:
+    """The explainer, for whom an interrupt that a search has answered is an interrupt still: no map or stability of a search cut short is kept."""
+
+    explainer: Explainer
+    finished: Finished
+
+    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
+        return self.finished(self.explainer.attribute(inputs, target))
+
+    def explain(self, x0: Any) -> Any:
+        return self.finished(self.explainer.explain(x0))
+
+
 def run(config: CompareConfig, folder: Path, tell: Progress = lambda *_: None) -> tuple[Case, CellStore]:
     """Every cell that is not there yet. Raises InputError before anything is computed when a method cannot be built."""
     case = load_case(config.case)
@@ -84,16 +101,17 @@ def run(config: CompareConfig, folder: Path, tell: Progress = lambda *_: None) -
     store = CellStore(folder, config)
     warm: set[str] = set()
     done, total = 0, len(case.x) * len(config.methods)
-    for i in range(len(case.x)):
-        for method, explainer in zip(config.methods, explainers, strict=True):
-            missing: list[str] = [k for k in config.metrics.names if not store.has(method, i, k)]
-            if missing:
-                if method.name not in warm:  # what is loaded and prepared once is no part of an explanation's time
-                    explainer.attribute(case.x[i : i + 1])
-                    warm.add(method.name)
-                _fill(config, case, store, method, explainer, i, missing)
-            done += 1
-            tell(f"input {i}: {method.name}", done, total)
+    with only_finished() as finished:
+        for i in range(len(case.x)):
+            for method, explainer in zip(config.methods, explainers, strict=True):
+                missing: list[str] = [k for k in config.metrics.names if not store.has(method, i, k)]
+                if missing:
+                    if method.name not in warm:  # what is loaded and prepared once is no part of an explanation's time
+                        explainer.attribute(case.x[i : i + 1])
+                        warm.add(method.name)
+                    _fill(config, case, store, method, _Finishing(explainer, finished), i, missing)
+                done += 1
+                tell(f"input {i}: {method.name}", done, total)
     return case, store
 
 
@@ -101,18 +119,18 @@ def _fill(
     config: CompareConfig, case: Case, store: CellStore, method: MethodTable, explainer: Explainer, i: int, missing: list[str]
 ) -> None:
     x, stored = case.x[i : i + 1], store.map_of(method, i)
-    if stored is None or {"seconds", "memory"} & set(missing):
+    if stored is None or set(COSTS) & set(missing):
         cost = measures.measure(lambda: explainer.attribute(x))
         stored = np.asarray(cost.result.detach().cpu().numpy())
         buffer = io.BytesIO()
         np.save(buffer, stored)
         write_atomically(store.map_path(method, i), buffer.getvalue())
-        for name, value in (("seconds", cost.seconds), ("memory", cost.peak_bytes / 2**20)):
+        for name, value in zip(COSTS, (cost.seconds, cost.cpu_seconds, cost.peak_bytes / 2**20), strict=True):
             if name in missing:
                 store.add(method, i, name, value)
     maps = torch.as_tensor(stored)
     for name in missing:
-        if name not in ("seconds", "memory"):
+        if name not in COSTS:
             store.add(method, i, name, _metric(name, config, case, explainer, x, maps))
 
 

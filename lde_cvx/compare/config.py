@@ -34,7 +34,7 @@ class CaseTable(Table):
 class MetricsTable(Table):
     """Which metrics. fill: what replaces features ("reference": the training mean where the case has one); steps of the curves; noise and repeats of stability."""
 
-    names: list[Literal["deletion", "insertion", "key_size", "ordering", "stability", "seconds", "memory"]] = [
+    names: list[Literal["deletion", "insertion", "key_size", "ordering", "stability", "seconds", "cpu_seconds", "memory"]] = [
         "deletion", "insertion", "key_size", "stability", "seconds",
     ]  # fmt: skip
     fill: Literal["zero", "mean", "blur", "noise", "reference"] = "zero"

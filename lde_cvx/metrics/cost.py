@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a call."""
+"""Seconds, by the clock and of the processor, and peak memory of a call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ import torch
 
 @dataclass(frozen=True)
 class Cost:
-    """result of the call; seconds of wall clock; peak_bytes: how far memory rose above its start (of the process, sampled every 2 ms; on a GPU, exactly)."""
+    """result of the call; seconds of wall clock; cpu_seconds of this process, in all its threads.
+
+    peak_bytes: how far memory rose above its start (of the process, sampled every 2 ms; on a GPU, exactly).
+    """
 
     result: Any
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -27,10 +31,11 @@ def measure(call: Callable[[], Any]) -> Cost:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        base, begun = torch.cuda.memory_allocated(), time.perf_counter()
+        base, begun, busy = torch.cuda.memory_allocated(), time.perf_counter(), time.process_time()
         result = call()
         torch.cuda.synchronize()
-        return Cost(result, time.perf_counter() - begun, int(torch.cuda.max_memory_allocated() - base))
+        seconds, spent = time.perf_counter() - begun, time.process_time() - busy
+        return Cost(result, seconds, spent, int(torch.cuda.max_memory_allocated() - base))
     stop, peak, base = threading.Event(), [0], _resident()
 
     def watch() -> None:
@@ -39,14 +44,14 @@ def measure(call: Callable[[], Any]) -> Cost:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    begun = time.perf_counter()
+    begun, busy = time.perf_counter(), time.process_time()
     try:
         result = call()
-        seconds = time.perf_counter() - begun
+        seconds, spent = time.perf_counter() - begun, time.process_time() - busy
     finally:
         stop.set()
         watcher.join()
-    return Cost(result, seconds, max(peak[0], _resident() - base, 0))
+    return Cost(result, seconds, spent, max(peak[0], _resident() - base, 0))
 
 
 def _resident() -> int:
