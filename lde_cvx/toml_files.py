@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -70,11 +70,22 @@ def validated(kind: type[Configuration], text: str, name: str | Path) -> Configu
         first = e.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         ours = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None  # a sentence of ours keeps its letters
-        said = first["msg"].lower() if ours is None else str(ours).rstrip(".")
+        said = first["msg"][:1].lower() + first["msg"][1:] if ours is None else str(ours).rstrip(".")
+        if first["type"] == "extra_forbidden":
+            said = f"is not known; there are {', '.join(_keys(kind, first['loc'][:-1]))}"
         told = first["type"] == "missing" or isinstance(first["input"], dict) or repr(first["input"]) in said
         given = "" if told else f", got {first['input']!r:.80}"
         more = f" ({e.error_count() - 1} more)" if e.error_count() > 1 else ""
         raise InputError(f"{name}: {where}: {said}{given}{more}.") from None
+
+
+def _keys(kind: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table that a path through a configuration leads to."""
+    for part in where:
+        if isinstance(part, str):
+            held = kind.model_fields[part].annotation
+            kind = next(t for t in (held, *get_args(held)) if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(kind.model_fields)
 
 
 def distinct(values: Several) -> Several:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lde_cvx.compare import cells as module
 from lde_cvx.compare.cases import Case, build
 from lde_cvx.compare.cells import CellStore, run
 from lde_cvx.compare.config import CompareConfig, MethodTable, embedded, load_config
+from lde_cvx.compare.gallery import gallery
 from lde_cvx.compare.summary import entries, frame, markdown
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.metrics import paired_test
@@ -197,10 +199,17 @@ def test_the_command_writes_table_and_gallery(written: Path, tmp_path: Path) -> 
         (("kind = \"leg\"", "kind = \"legs\""), "methods.1.kind"),
         (("method = \"shapley\"", ""), "method names a baseline"),
         (("name = \"LEG\"", "name = \"random\""), "the name 'random' is used twice"),
-        (("samples = 20", "sample = 20"), "methods.LEG"),
-        (("method = \"shapley\"", "method = \"shaply\""), "baseline 'shaply' is not known"),
+        (("samples = 20", "sample = 20"), "methods.LEG: there is no setting 'sample'; its settings are: samples, "),
+        (("samples = 20", "seed = 20"), "methods.LEG: seed is not a method's own"),
+        (("samples = 20", "samples = \"many\""), "methods.LEG: a setting has a value of the wrong type"),
+        (("method = \"shapley\"", "method = \"shaply\""), "methods.Shapley: baseline 'shaply' is not known"),
+        (("method = \"shapley\"", "method = \"occlusion\"\nsettings = { window = 9 }"), "methods.Shapley: occlusion: window=9 must lie between 1 and"),
+        (("method = \"shapley\"", "method = \"shapley\"\nsettings = { reference = \"Case\" }"), "reference='Case' is no number and no input"),
+        (("kind = \"leg\"\nsettings = { samples = 20 }", "kind = \"rate-distortion\"\nsettings = { rate = 7 }"), "methods.LEG: rate: [7.0] must lie between 0 and"),
+        (("\"deletion\"", "\"deletoin\""), "metrics.names.0: input should be 'deletion', "),
+        (("count = 4", "count = 0"), "case.count: input should be greater than or equal to 1, got 0"),
         (("box = [0.0, 1.0]", "box = [1.0, 0.0]"), "box must be"),
-        (("steps = 6", "step = 6"), "metrics.step"),
+        (("steps = 6", "step = 6"), "metrics.step: is not known; there are names, fill, steps, noise, repeats, got 6"),
         (("x.npy", "y.npy"), "does not exist"),
         (("title = ", "title "), "is not TOML"),
         (("steps = 6", "fill = \"reference\""), "this case has no reference"),
@@ -214,6 +223,27 @@ def test_mistakes_are_one_line(written: Path, tmp_path: Path, change: tuple[str,
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())
     assert "Traceback" not in done.output
+    assert not (tmp_path / "out").exists(), "what is wrong with the first input is met before anything is written"
+
+
+def test_the_table_of_no_comparison(written: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["compare", str(written), "--out", str(tmp_path / "out"), "--table"])
+    assert done.exit_code == 2
+    assert "holds no comparison; leave --table out" in " ".join(done.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [(), tuple(f"feature {i}" for i in range(6))])
+def test_bars_of_flat_inputs_say_which_features(written: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    config = load_config(written)
+    case, store = run(config, tmp_path / "out")
+    figure = gallery(config, replace(case, features=names), store)
+    last = figure.axes[-1]
+    assert len(figure.axes) == len(config.methods)
+    assert [ax.get_ylabel() for ax in figure.axes] == [m.name for m in config.methods]
+    assert [t.get_text() for t in last.get_xticklabels()] == list(names) or not names
+    assert "mean of 4 inputs" in figure.get_supxlabel()
+    assert all(sum(bar.get_height() for bar in ax.patches) == pytest.approx(1.0) for ax in figure.axes)
 
 
 @pytest.mark.parametrize("name", ["digits", "german_credit", "mnist"])

@@ -146,6 +146,8 @@ def check_gradient(model: nn.Module, x: Tensor, who: str) -> None:
 
 def reference_like(x: Tensor, reference: float | Tensor | Array) -> Tensor:
     """The reference in place of what is removed, in the shape of x (n, *shape): a number, or one input. Raises InputError on another shape."""
+    if isinstance(reference, str):
+        raise InputError(f"reference={reference!r} is no number and no input.")
     r = torch.as_tensor(reference, dtype=x.dtype, device=x.device)
     if r.ndim and tuple(r.shape) != tuple(x.shape[1:]):
         raise InputError(f"reference: shape {tuple(r.shape)} is not the input's {tuple(x.shape[1:])}; give one input, or a number.")

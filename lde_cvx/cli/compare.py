@@ -24,9 +24,10 @@ def command(
 ) -> None:
     """Compare methods by metrics on inputs: a table with bootstrap intervals, its best groups by paired tests, and a gallery."""
     from formulations.errors import InputError
-    from lde_cvx.compare.cells import CellStore, run, write_atomically
+    from lde_cvx.compare.cells import STAMP, CellStore, run, write_atomically
     from lde_cvx.compare.config import load_config
-    from lde_cvx.compare.summary import entries, frame, gallery, grid, markdown
+    from lde_cvx.compare.gallery import gallery
+    from lde_cvx.compare.summary import entries, frame, grid, markdown
 
     asked = load_config(config)
     if count is not None:
@@ -34,6 +35,8 @@ def command(
             raise InputError(f"--limit {count}: must be at least 1.")
         asked = asked.model_copy(update={"case": asked.case.model_copy(update={"count": count})})
     if table_only:
+        if not (folder / STAMP).is_file():
+            raise InputError(f"--table: {folder} holds no comparison; leave --table out to compute one.")
         from lde_cvx.compare.cases import load_case
 
         case, store = load_case(asked.case), CellStore(folder, asked)

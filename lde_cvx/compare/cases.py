@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """x (n, *shape) in float64; box: the range that moved inputs are clipped to; reference (*shape): the training mean, None where it is not known."""
+    """x (n, *shape) in float64; box: the range that moved inputs are clipped to; reference (*shape): the training mean, None where it is not known.
+
+    features: the names of the entries of a flat input, () where they have none.
+    """
 
     model: nn.Module
     x: Tensor
@@ -29,6 +33,7 @@ class Case:
     box: tuple[float, float] | None
     reference: Tensor | None
     title: str
+    features: tuple[str, ...] = ()
 
 
 def load_case(table: CaseTable) -> Case:
@@ -76,7 +81,8 @@ def _german_credit(count: int) -> Case:
     X = torch.tensor(schema.encode(data.X))
     x = X[torch.as_tensor(trained.test_rows[:count])]
     mean = X[torch.as_tensor(trained.train_rows)].mean(0)
-    return Case(trained.model, x, schema.polytope(), None, mean, f"German credit MLP 61-32-32-2, {len(x)} applicants of the test split")
+    title = f"German credit MLP 61-32-32-2, {len(x)} applicants of the test split"
+    return Case(trained.model, x, schema.polytope(), None, mean, title, tuple(schema.feature_names))
 
 
 def _own(table: CaseTable) -> Case:
@@ -115,29 +121,53 @@ class Contributions:
 
 
 def build(method: MethodTable, case: Case, seed: int) -> Explainer:
-    """The explainer of a method's table. Raises InputError on a setting that it does not have."""
+    """The explainer of a method's table. Raises InputError, naming the method, on a setting that it does not have or cannot take."""
     s = dict(method.settings)
     try:
         if method.kind == "baseline":
             from lde_cvx.baselines import baseline
 
+            _refuse(s, GIVEN & set(s))
             if s.get("reference") == "case":
                 s["reference"] = 0.0 if case.reference is None else case.reference
             return baseline(str(method.method), case.model, seed=seed, **s)
         if method.kind == "lde":
             from lde_cvx.explainer import LagrangeDualExplainer
 
+            _known(s, LagrangeDualExplainer, "reading")
             reading = s.pop("reading", "scores")
             if reading not in ("scores", "contributions"):
-                raise InputError(f"methods.{method.name}: reading={reading!r} is not known; use 'scores' or 'contributions'.")
+                raise InputError(f"reading={reading!r} is not known; use 'scores' or 'contributions'.")
             explainer = LagrangeDualExplainer(case.model, constraints=case.constraints, seed=seed, **s)
             return explainer if reading == "scores" else Contributions(explainer, case.reference)
         if method.kind == "rate-distortion":
             from lde_cvx.rate_distortion import RateDistortion
 
+            _known(s, RateDistortion)
             return RateDistortion(case.model, s.pop("kind", "constrained"), seed=seed, **s)
         from lde_cvx.leg import LEG, LEGTV
 
-        return (LEG if method.kind == "leg" else LEGTV)(case.model, seed=seed, **s)
-    except TypeError as error:
-        raise InputError(f"methods.{method.name}: {str(error).split('.')[-1]}; see the settings of that explainer.") from None
+        kind = LEG if method.kind == "leg" else LEGTV
+        _known(s, kind)
+        return kind(case.model, seed=seed, **s)
+    except InputError as error:
+        raise InputError(f"methods.{method.name}: {error}") from None
+    except TypeError as error:  # a value of another type: only names were looked at so far
+        raise InputError(f"methods.{method.name}: a setting has a value of the wrong type ({error}): {method.settings}.") from None
+
+
+GIVEN = {"model", "constraints", "target", "seed", "device"}
+"""What a comparison hands to every method itself, or leaves to the prediction."""
+
+
+def _known(settings: dict[str, Any], explainer: Any, *more: str) -> None:
+    names = [*(k for k in inspect.signature(explainer).parameters if k not in GIVEN), *more]
+    _refuse(settings, set(settings) - set(names), f"its settings are: {', '.join(names)}")
+
+
+def _refuse(settings: dict[str, Any], wrong: set[str], known: str = "leave it out") -> None:
+    for name in settings:
+        if name in GIVEN:
+            raise InputError(f"{name} is not a method's own: all are asked about the same; leave it out.")
+        if name in wrong:
+            raise InputError(f"there is no setting {name!r}; {known}.")

@@ -25,6 +25,7 @@ from lde_cvx.compare.config import CompareConfig, MethodTable, method_hash
 from lde_cvx.growing_table import GrowingTable
 from lde_cvx.interrupts import Finished, only_finished
 
+STAMP = "comparison.json"
 COSTS = ("seconds", "cpu_seconds", "memory")
 HEADER = ("method", "definition", "input", "metric", "value")
 Progress = Callable[[str, int, int], None]
@@ -44,7 +45,7 @@ class CellStore:
 
     def __init__(self, folder: Path, config: CompareConfig) -> None:
         self.folder = folder
-        self.table = GrowingTable(folder / "cells.csv", folder / "comparison.json", HEADER, "comparison")
+        self.table = GrowingTable(folder / "cells.csv", folder / STAMP, HEADER, "comparison")
         self.table.claim(config.model_dump(), config.sha256)
         (folder / "maps").mkdir(exist_ok=True)
         self.cells: dict[tuple[str, int, str], Cell] = {}
@@ -95,11 +96,14 @@ class _Finishing:
 
 
 def run(config: CompareConfig, folder: Path, tell: Progress = lambda *_: None) -> tuple[Case, CellStore]:
-    """Every cell that is not there yet. Raises InputError before anything is computed when a method cannot be built."""
+    """Every cell that is not there yet. Raises InputError before anything is written when a method or metric cannot be asked about the first input."""
     case = load_case(config.case)
     explainers = [build(m, case, config.seed) for m in config.methods]
-    store = CellStore(folder, config)
     warm: set[str] = set()
+    if not (folder / STAMP).is_file():
+        _try_all(config, case, explainers)
+        warm = {m.name for m in config.methods}
+    store = CellStore(folder, config)
     done, total = 0, len(case.x) * len(config.methods)
     with only_finished() as finished:
         for i in range(len(case.x)):
@@ -113,6 +117,19 @@ def run(config: CompareConfig, folder: Path, tell: Progress = lambda *_: None) -
                 done += 1
                 tell(f"input {i}: {method.name}", done, total)
     return case, store
+
+
+def _try_all(config: CompareConfig, case: Case, explainers: list[Explainer]) -> None:
+    """The first input's map by every method, and every metric of the last of them."""
+    x = case.x[:1]
+    for method, explainer in zip(config.methods, explainers, strict=True):
+        try:
+            maps = explainer.attribute(x)
+        except InputError as error:
+            raise InputError(f"methods.{method.name}: {error}") from None
+    for name in config.metrics.names:
+        if name not in (*COSTS, "stability"):  # which asks for more maps, and nothing else
+            _metric(name, config, case, explainers[-1], x, maps)
 
 
 def _fill(

@@ -39,7 +39,7 @@ class MetricsTable(Table):
     ]  # fmt: skip
     fill: Literal["zero", "mean", "blur", "noise", "reference"] = "zero"
     steps: int = Field(50, ge=1)
-    noise: float = Field(0.05, gt=0)
+    noise: float = Field(0.05, gt=0, allow_inf_nan=False)
     repeats: int = Field(3, ge=1)
 
     _names = field_validator("names")(distinct)

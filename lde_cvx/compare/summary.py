@@ -1,4 +1,4 @@
-"""From cells to a table with intervals, its best groups, and a gallery of maps."""
+"""From cells to a table with intervals and its best groups."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from lde_cvx.metrics.statistics import Interval, interval, paired_test
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
-    from lde_cvx.compare.cases import Case
     from lde_cvx.compare.cells import CellStore
 
 LOWER_IS_BETTER = {
@@ -97,45 +95,3 @@ def markdown(found: list[Entry]) -> str:
     lines = ["| " + " | ".join(headings) + " |", "|" + "|".join(["---"] + ["---:"] * (len(headings) - 1)) + "|"]
     lines += ["| " + " | ".join(f"**{t}**" if best else t for t, best in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
-
-
-def gallery(config: CompareConfig, case: Case, store: CellStore, most: int = 6) -> Figure:
-    """Images: one column per input, one row per method, |map| scaled to its 99.5 % point. Tables: bars of the mean share of |map| per feature."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from lde_cvx.plots import STYLE
-
-    shown = [i for i in range(len(case.x)) if all(store.map_of(m, i) is not None for m in config.methods)][:most]
-    image = case.x.ndim > 2
-    with matplotlib.rc_context(STYLE):
-        rows = len(config.methods) + int(image)
-        fig = Figure(figsize=(1.9 + 1.05 * len(shown), 1.05 * rows) if image else (8.0, 0.6 + 0.55 * rows), layout="constrained")
-        axes = fig.subplots(rows, len(shown) if image else 1, squeeze=False)
-        for ax in axes.ravel():
-            ax.set_xticks([])
-            ax.set_yticks([])
-        if image:
-            for column, i in enumerate(shown):
-                axes[0, column].imshow(_plane(case.x[i].numpy()), cmap="gray_r")
-            _label(axes[0, 0], "input")
-        for row, method in enumerate(config.methods, start=int(image)):
-            maps = [store.map_of(method, i) for i in shown]
-            if image:
-                for column, m in enumerate(maps):
-                    plane = _plane(np.abs(np.asarray(m)[0]))
-                    axes[row, column].imshow(plane, cmap="magma", vmin=0.0, vmax=max(float(np.quantile(plane, 0.995)), 1e-12))
-            else:
-                share = np.mean([np.abs(np.asarray(m)).ravel() / max(float(np.abs(np.asarray(m)).sum()), 1e-300) for m in maps], axis=0)
-                axes[row, 0].bar(range(len(share)), share, color="#0b6e6e")
-            _label(axes[row, 0], method.name)
-        return fig
-
-
-def _label(ax: object, text: str) -> None:
-    ax.set_ylabel(text, rotation=0, ha="right", va="center")  # type: ignore[attr-defined]
-
-
-def _plane(image: Array) -> Array:
-    """(h, w): the mean over channels."""
-    return np.asarray(image.mean(0) if image.ndim == 3 else image)

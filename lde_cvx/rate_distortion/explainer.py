@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from formulations.errors import InputError
 from formulations.frank_wolfe import Birkhoff, FrankWolfeResult, Gradient, SparseBox, Step, Variant, gradient_of, minimise
+from formulations.given import array, whole
 from formulations.norms import Array
 from formulations.projected_gradient import minimise_over_box
 from formulations.quasi_newton import minimise_by_models
@@ -105,18 +106,20 @@ class RateDistortion:
             raise InputError(f"kind={kind!r} is not known; use one of {', '.join(KINDS)}.")
         if distortion not in MODES:
             raise InputError(f"distortion={distortion!r} is not known; use one of {', '.join(MODES)}.")
-        if iterations is not None and iterations < 1:
-            raise InputError(f"iterations={iterations} must be at least 1.")
-        if not len(penalties) or min(penalties) < 0:
-            raise InputError(f"penalties={list(penalties)} must be numbers ≥ 0, at least one.")
-        if rank < 1:
-            raise InputError(f"rank={rank} must be at least 1.")
+        for name, value, least in (("iterations", iterations, 1), ("rank", rank, 1), ("samples", samples, 2), ("batch", batch, 0)):
+            if value is not None and whole(name, value) < least:
+                raise InputError(f"{name}={value} must be at least {least}.")
+        for name, values in (("rate", None if rate is None else [rate]), ("rates", rates), ("penalties", penalties)):
+            if values is not None and (array(name, values).ndim != 1 or not len(values)):
+                raise InputError(f"{name}={values!r} must be a list of numbers, at least one.")
+        if min(penalties) < 0:
+            raise InputError(f"penalties={list(penalties)} must be numbers ≥ 0.")
         self.variant = None if variant == MODELS else _member(Variant, "variant", variant, MODELS)
         self.step = _member(Step, "step", step)
         self.model, self.kind, self.rate, self.rates, self.penalties = float64_copy(model, device), kind, rate, rates, tuple(penalties)
-        self.distortion, self.background, self.rank, self.samples = distortion, background, rank, samples
+        self.distortion, self.background, self.rank, self.samples = distortion, background, whole("rank", rank), whole("samples", samples)
         self.batch, self.tolerance, self.target, self.seed = batch, tolerance, target, seed
-        self.iterations = iterations or 100
+        self.iterations = 100 if iterations is None else whole("iterations", iterations)
 
     # ---- questions --------------------------------------------------------------------------------------------------------
 
