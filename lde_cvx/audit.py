@@ -24,7 +24,7 @@ from lde_cvx.auditing.record import AuditRow, from_json, to_json
 from lde_cvx.auditing.rows import audit_row
 from lde_cvx.auditing.summary import MODEL, results_csv, summarise
 from lde_cvx.explainer import LagrangeDualExplainer
-from lde_cvx.interrupts import Finished, only_finished
+from lde_cvx.interrupts import Finished, only_finished, until_interrupted
 from lde_cvx.manifest import NAME as MANIFEST
 from lde_cvx.manifest import write_manifest
 from lde_cvx.methods import SEARCHES
@@ -108,7 +108,7 @@ def certify(case: Case, norm: Norm, folder: Path, tell: Tell, finished: Finished
         chunk = pending[start : start + CHUNK]
         counted = "branching" if case.config.question.method in SEARCHES else "certified radii"
         told = partial(_passing_on, tell, stage, counted, ready + start, len(rows))
-        found = finished(explainer.explain(case.features[chunk], progress=told))
+        found = finished(explainer.explain(case.features[chunk], progress=until_interrupted(told, finished)))
         for row, explanation in zip(chunk, found if isinstance(found, list) else [found], strict=True):
             path = folder / f"{applicant_id(row)}-{short}.json"
             made = audit_row(case.schema, explanation, row, applicant_id(row), short, case.declined, f"{folder.name}/{path.name}")

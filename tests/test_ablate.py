@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,22 @@ def test_a_killed_run_goes_on(finished, monkeypatch):
     both = table.merge(again, on=keys, suffixes=("", "_again"))
     assert len(both) == len(table) == len(again)
     assert np.allclose(both.lower, both.lower_again, rtol=1e-3)
+
+
+def test_lines_of_a_search_cut_short_are_not_kept(finished, monkeypatch, tmp_path):
+    """SIGINT that the first search answers with what it has: the run ends, without a line of it."""
+    folder, _ = finished
+    honest = run.LagrangeDualExplainer.explain
+
+    def cut(self, x0, **options):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return honest(self, x0, **options)
+
+    monkeypatch.setattr(run.LagrangeDualExplainer, "explain", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(load_grid(folder / "grid.toml"), tmp_path / "out")
+    assert not (tmp_path / "out" / TABLE).exists()
 
 
 def test_more_inputs_are_the_same_grid_and_another_grid_is_refused(finished):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,25 @@ def test_an_interrupted_audit_leaves_whole_files_and_goes_on(small: Case, tmp_pa
     assert sum(r.reused for r in result.rows) == len(left)
     assert result.failed == 0
     assert len(result.rows) == 6
+
+
+def test_certificates_of_a_search_cut_short_are_not_kept(small: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGINT that the second chunk's search answers with weaker bounds: the audit ends there, with the first chunk's files alone."""
+    monkeypatch.setattr(audit, "CHUNK", 2)
+    honest, asked = audit.LagrangeDualExplainer.explain, []
+
+    def cut(self: Any, x0: Any, **options: Any) -> Any:
+        asked.append(len(x0))
+        found = honest(self, x0, **options)
+        if len(asked) == 2:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(audit.LagrangeDualExplainer, "explain", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(small, tmp_path / "out")
+    assert len(files(tmp_path / "out")) == asked[0]
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from lde_cvx.ablate.grid import Grid
 from lde_cvx.explainer import LagrangeDualExplainer
 from lde_cvx.explanation import Explanation
 from lde_cvx.growing_table import GrowingTable
-from lde_cvx.interrupts import only_finished
+from lde_cvx.interrupts import only_finished, until_interrupted
+from lde_cvx.progress import silent
 from lde_cvx.second_order import suggested_temperature
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run_grid(grid: Grid, folder: Path, tell: Tell = lambda *_: None) -> pd.DataF
             for start in range(0, len(missing), grid.chunk):
                 tell(f"{at + 1}/{len(cells)} {cell.label}", len(case.x) - len(missing) + start, len(case.x))
                 index = missing[start : start + grid.chunk]
-                found = finished(explainers[cell].explain(case.x[index], quiet=True, progress=lambda *_: None))
+                found = finished(explainers[cell].explain(case.x[index], progress=until_interrupted(silent, finished)))
                 each = zip(index, found if isinstance(found, list) else [found], strict=True)
                 rows = [row for i, e in each for row in _rows(grid, cell, i, e)]
                 lines.append([r for r in rows if (name, cell.set, cell.method, r["order"], r["input"]) not in done])
