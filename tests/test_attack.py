@@ -19,7 +19,7 @@ from formulations.sets import Box, ConvexSet, Ellipsoid, Frozen, LpBall, Polytop
 from tests import exact_example
 from tests.catalogue import DIM, SETS
 from tests.digits_net import correct_digits
-from verification.attack import Budget, Effort, Stop, Witnesses, WitnessStatus, find_witness
+from verification.attack import Budget, Effort, Stop, Witnesses, WitnessStatus, find_witness, growing
 from verification.attack.feasible import PullBack, violation
 from verification.attack.growing import grow
 from verification.attack.lanes import Lanes
@@ -382,6 +382,25 @@ def test_interrupts_and_time_limits_keep_the_best_so_far() -> None:
     out_of_time = find_witness(model, x, 2, PIXELS, budget=Budget(seconds=1e-6))
     assert out_of_time.stop is Stop.TIME
     check(out_of_time, model, x, PIXELS, 2)
+
+
+def test_no_stage_goes_on_after_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock passes the limit within a stage's loop: the stage ends at its next step, and what it has found is kept."""
+    torch.manual_seed(8)
+    model = nn.Sequential(nn.Linear(DIM, 10), nn.ReLU(), nn.Linear(10, 3)).double()
+    x = torch.randn(3, DIM, dtype=torch.float64)
+    late, steps, honest = [0.0], [0], growing._towards
+    monkeypatch.setattr(time, "monotonic", lambda: late[0])
+
+    def step(*arguments: Any) -> Tensor:
+        steps[0], late[0] = steps[0] + 1, 1e9
+        return honest(*arguments)
+
+    monkeypatch.setattr(growing, "_towards", step)
+    found = find_witness(model, x, 2, budget=Budget(seconds=60.0))
+    assert found.stop is Stop.TIME
+    assert steps[0] == 1
+    check(found, model, x, None, 2)
 
 
 def test_pulling_back_repairs_what_a_solver_leaves() -> None:

@@ -52,7 +52,9 @@ class SearchState:
             raise OutOfTime
 
     def affordable(self, who: Tensor, forward: int, backward: int) -> Tensor:
-        """Indices of the lanes whose input can still pay for them, its first lanes first. One forward pass is kept for the final check."""
+        """Indices of the lanes whose input can still pay for them, its first lanes first; none after the deadline. One forward pass is kept for the final check."""
+        if time.monotonic() > self.deadline:
+            return who.new_empty(0)
         share = place(who) + 1
         forward_left = self.budget.forward - 1 - self.net.forward_passes[who]
         backward_left = self.budget.backward - self.net.backward_passes[who]
