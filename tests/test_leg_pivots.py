@@ -94,6 +94,9 @@ def test_a_path_is_that_of_single_cuts(h: int, w: int, seed: int, kind: str) -> 
         assert found.dual_gap <= 1e-11 * size
         assert found.violation <= 1e-12 * size
         assert found.solver == "pivots" or found.level == 0
+        y = found.multipliers  # weak duality: what they prove is the lower bound
+        assert abs(p.edge_moments @ y - found.level * np.abs(y).sum() - found.lower) <= 1e-10 * size * len(y)
+        assert np.abs(p.adjoint(y)).max() <= 4 * (1 + 1e-9)  # Aᵀy = Dᵀu with |u| ≤ 1 on at most four edges a pixel
         once = p.solve(float(share) * p.maximal_level, solver="pivots")
         assert abs(once.objective - found.objective) <= 1e-11 * size
 
@@ -121,7 +124,7 @@ def test_the_tree_keeps_its_invariants(shape: tuple[int, int], kind: str, shares
     check_tree(tree)
     for share in (*shares, 0.6, 0.0):  # up and down: any level is a start for any other
         level = share * p.maximal_level
-        values, maps, _ = tree.follow(np.array([level / 0.1]), 0.0, 0.1)
+        values, maps, _ = tree.follow(np.array([level / 0.1]), 0.0)
         check_tree(tree)
         assert np.isfinite(values).all()
         lo, hi = p.bounds(level)
@@ -137,12 +140,12 @@ def test_a_path_in_one_go_is_the_path_in_steps(h: int, w: int, seed: int, kind: 
     """However few pivots a call may make, after which it compares all edges anew, the same levels are followed."""
     p = drawn(h, w, seed, kind)
     radii = np.geomspace(0.9, 0.01, 6) * p.maximal_level / 0.1
-    whole = NetworkSimplex(h, w, p.bounds(0.0)[0]).follow(radii, 0.5, 0.1)
+    whole = NetworkSimplex(h, w, p.bounds(0.0)[0]).follow(radii, 0.5)
     size = float(np.abs(p.bounds(0.0)[0]).sum())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simplex, "_CHUNK", 3)
         stepping = NetworkSimplex(h, w, p.bounds(0.0)[0])
-        values, maps, _ = stepping.follow(radii, 0.5, 0.1)
+        values, maps, _ = stepping.follow(radii, 0.5)
     np.testing.assert_allclose(values, whole[0], rtol=0, atol=1e-11 * size)
     np.testing.assert_allclose(maps.mean(axis=1), 0.5, atol=1e-12 * (1 + size))
     check_tree(stepping)
@@ -312,8 +315,8 @@ def test_the_value_of_a_circulation_is_rounded_down(h: int, w: int, seed: int, p
         points = [Fraction(low), Fraction(high), min(max(Fraction(0), Fraction(low)), Fraction(high))]
         exact -= max(int(k) * x - abs(x) for x in points)
     size = float(((np.abs(z) + 1) * np.maximum(np.abs(lo), np.abs(hi))).sum())
-    image, y = rng.normal(size=h * w) * 10.0**power, np.empty(len(z))
-    objective, lower, violation = both_sides(w, image, 0.3, in_lines(h, w, z).astype(np.int32), in_lines(h, w, middle), radius, 0.1, y)
+    image, p = rng.normal(size=h * w) * 10.0**power, drawn(h, w, seed)
+    objective, lower, violation = both_sides(w, image, 0.3, in_lines(h, w, z).astype(np.int32), in_lines(h, w, middle), radius)
     for value in (circulation_value(z, lo, hi), lower):
         assert Fraction(value) <= max(exact, Fraction(0))
         if exact > 0:
@@ -323,5 +326,5 @@ def test_the_value_of_a_circulation_is_rounded_down(h: int, w: int, seed: int, p
     assert violation == pytest.approx(np.maximum(np.maximum(lo - t, t - hi), 0.0).max(), abs=1e-15 * float(np.abs([t, lo, hi]).max()))
     assert image.mean() == pytest.approx(0.3, abs=1e-12 * 10.0**power)
     # weak duality at the multipliers, at any other level: −φ*(z) = (b·y − L‖y‖₁) of the best split
-    b, level = 0.1 * middle, 0.1 * radius
+    b, level, y = 0.1 * middle, 0.1 * radius, p.split(z, lo, hi)
     assert abs(b @ y - level * np.abs(y).sum() - float(exact)) <= 1e-9 * size

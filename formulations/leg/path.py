@@ -13,11 +13,11 @@ OBJECTIVE, LOWER, VIOLATION = range(3)  # columns of `values` (n, 3)
 @compiled_with(nogil=True)
 def follow(
     root: int, w: int, pixels: Links, order: Links, edges: Table, limits: Array, g: Array, queue: Links, moved: Marks, radii: Array, tolerances: Array, first: int,
-    pivots: int, mean: float, variance: float, values: Array, maps: Array, multipliers: Array,
+    pivots: int, mean: float, values: Array, maps: Array, flows: Table,
 ) -> int:  # fmt: skip
     """Radii from the one numbered `first` on, to which the tree was carried, with at most `pivots` pivots; the number of the one to be gone on with.
 
-    A level whose z is no circulation has values that are no numbers.
+    Per level both sides, the map and z; of a z that is no circulation the values stay as they are.
     """
     n = len(radii)
     for k in range(first, n):
@@ -25,8 +25,9 @@ def follow(
         if pivots < 0:
             return k
         carry(root, pixels, order, edges, limits, radii[k], radii[min(k + 1, n - 1)], maps[k], g)
+        flows[k] = edges[FLOW]
         if conserved(w, edges[FLOW]):
             values[k, OBJECTIVE], values[k, LOWER], values[k, VIOLATION] = both_sides(
-                w, maps[k], mean, edges[FLOW], limits[CENTRE], radii[k], variance, multipliers[k]
+                w, maps[k], mean, edges[FLOW], limits[CENTRE], radii[k]
             )
     return n

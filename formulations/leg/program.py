@@ -18,14 +18,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InputError
 from formulations.leg.grid import Grid, Perturbation
 from formulations.leg.network import Circulation, circulation_value, solve_circulation
 from formulations.norms import Array
+
+if TYPE_CHECKING:
+    from formulations.leg.tree import Table
 
 SOLVERS = ("flow", "cuts", "pivots", "highs", "clarabel")
 _NETWORK = ("cuts", "pivots")
@@ -35,14 +39,28 @@ _CLOSED, _TIGHT = 1e-9, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
+class Circulating:
+    """A circulation z (2p,) of an h × w grid, its edges in two lines, and the program that its multipliers are of."""
+
+    program: LegProgram
+    flow: Table
+
+    def multipliers(self, level: float) -> Array:
+        """y (m,) of the best split z = u − σ²y at a level."""
+        from formulations.leg.simplex import from_lines
+
+        return self.program.split(from_lines(*self.program.grid.shape, self.flow), *self.program.bounds(level))
+
+
+@dataclass(frozen=True, eq=False)
 class LegSolution:
     """One LEG-TV program solved, with both sides of its optimum.
 
     map         g (h, w), feasible up to `violation`
     objective   ‖Dg‖₁: an upper bound of the optimum
-    lower       dual value of `multipliers`: a lower bound of the optimum (of an integral circulation with "cuts" and "pivots", so exactly feasible)
+    lower       dual value of the multipliers: a lower bound of the optimum (of an integral circulation with "cuts" and "pivots", so exactly feasible)
     solver      what solved it: "cuts", "pivots", "highs" or "clarabel"
-    multipliers y (m,) of |A g − b| ≤ L: the optimum at any other level L' is at least lower − ‖y‖₁(L' − L)
+    dual        what the multipliers are made of when they are first asked for: themselves, or a circulation (a path's take half the memory)
     level       L;  maximal_level: the least L at which the map is constant
     violation   max over edges of the distance of t = Dg from [lo, hi] (edge scheme), or of |A g − b| from L
     """
@@ -50,12 +68,17 @@ class LegSolution:
     map: Array
     objective: float
     lower: float
-    multipliers: Array
+    dual: Array | Circulating
     level: float
     maximal_level: float
     violation: float
     solver: str
     seconds: float
+
+    @cached_property
+    def multipliers(self) -> Array:
+        """y (m,) of |A g − b| ≤ L: the optimum at any other level L' is at least lower − ‖y‖₁(L' − L)."""
+        return self.dual.multipliers(self.level) if isinstance(self.dual, Circulating) else self.dual
 
     @property
     def dual_gap(self) -> float:
@@ -139,6 +162,11 @@ class LegProgram:
         radius = level / self.perturbation.variance
         return self._centre - radius, self._centre + radius
 
+    def split(self, z: NDArray[Any], lo: Array, hi: Array) -> Array:
+        """The multipliers y of the best split z = u − σ²y of a circulation of the edge scheme."""
+        u = np.where(lo > 0, 1.0, np.where(hi < 0, -1.0, np.clip(z, -1.0, 1.0)))
+        return np.asarray((u - z) / self.perturbation.variance)
+
     # ---- solving --------------------------------------------------------------------------------------------------------------
 
     def solve(self, level: float, *, solver: str | None = None, time_limit: float | None = None) -> LegSolution:
@@ -192,14 +220,14 @@ class LegProgram:
 
         begun, variance = time.perf_counter(), self.perturbation.variance
         tree = NetworkSimplex(*self.grid.shape, self._centre)
-        values, maps, multipliers = tree.follow(levels / variance, self._mean, variance, time_limit)
+        values, maps, flows = tree.follow(levels / variance, self._mean, time_limit)
         objective, lower, violation = values.T  # what is not a number compares as false
         believed = (objective - lower <= _CLOSED * objective) & (violation <= _TIGHT * (self.maximal_level + levels) / variance)
         images, seconds = maps.reshape(-1, *self.grid.shape), (time.perf_counter() - begun) / len(levels)
-        rows = zip(believed.tolist(), values.tolist(), levels.tolist(), images, multipliers, strict=True)
+        rows = zip(believed.tolist(), values.tolist(), levels.tolist(), images, flows, strict=True)
         return [
-            LegSolution(image, upper, below, y, level, self.maximal_level, amiss, "pivots", seconds) if good else None
-            for good, (upper, below, amiss), level, image, y in rows
+            LegSolution(image, upper, below, Circulating(self, z), level, self.maximal_level, amiss, "pivots", seconds) if good else None
+            for good, (upper, below, amiss), level, image, z in rows
         ]
 
     def _solver(self, solver: str | None, *, fast: bool) -> str:
@@ -234,9 +262,7 @@ class LegProgram:
         t = self.grid.D @ g.ravel()
         violation = float(np.maximum(np.maximum(lo - t, t - hi), 0.0).max())
         lower = circulation_value(c.flow, lo, hi)
-        z = c.flow.astype(float)
-        u = np.where(lo > 0, 1.0, np.where(hi < 0, -1.0, np.clip(z, -1.0, 1.0)))  # the best split z = u − σ²y
-        y = (u - z) / self.perturbation.variance
+        y = self.split(c.flow, lo, hi)
         return LegSolution(g, c.objective, lower, y, level, self.maximal_level, violation, "cuts", time.perf_counter() - begun)
 
     def _certified(self, g: Array, u: Array, y: Array, level: float, solver: str, begun: float) -> LegSolution:

@@ -37,7 +37,7 @@ def conserved(w: int, z: Table) -> bool:
 def _differences(heads: Array, tails: Array, exists: Array, centre: Array, radius: float, violation: float, t: Array) -> int:
     """t per edge; how many lie further outside [lo, hi] than `violation`, or are no numbers.
 
-    Here as in the next two there is no branch, no sum and few tables, so that the processor takes several edges at once.
+    Here as in the next one there is no branch, no sum and few tables, so that the processor takes several edges at once.
     """
     worse = 0
     for e in range(len(centre)):
@@ -56,15 +56,6 @@ def _terms(z: Table, centre: Array, radius: float, terms: Array, rough: Array) -
         terms[e] = abs(least) - flow * least
         # for |z| ≤ 1 a term is 0, |t| or 2|t|, without rounding
         rough[e] = (abs(flow) + 1) * (abs(centre[e]) + radius) if abs(flow) > 1 else 0.0
-
-
-@compiled
-def _multipliers(z: Table, centre: Array, radius: float, inverse: float, y: Array) -> None:
-    """(u − z)/σ² of the best split z = u − σ²y."""
-    for e in range(len(centre)):
-        flow = float(z[e])
-        u = 1.0 if centre[e] > radius else (-1.0 if centre[e] < -radius else min(max(flow, -1.0), 1.0))
-        y[e] = (u - flow) * inverse
 
 
 @any_order
@@ -88,17 +79,15 @@ def _mean(values: Array) -> float:
 
 
 @compiled
-def both_sides(
-    w: int, image: Array, mean: float, z: Table, centre: Array, radius: float, variance: float, y: Array
-) -> tuple[float, float, float]:
-    """(Σ|t|, a lower bound of the optimum, the largest violation) at the map `image`, which is moved to the mean, and the circulation z; y are the multipliers.
+def both_sides(w: int, image: Array, mean: float, z: Table, centre: Array, radius: float) -> tuple[float, float, float]:
+    """(Σ|t|, a lower bound of the optimum, the largest violation) at the map `image`, which is moved to the mean, and the circulation z.
 
     The bound is that of `formulations.leg.network.circulation_value`, but here the sums of the parts, too, are added in floating point.
     """
     p, rows = len(image), 1 + _PART // w  # whole rows at a time, so that what is written is read again from the cache
     image += mean - _mean(image)  # plateaus stay exactly flat: one constant is added to equal numbers
-    exists, t, terms, rough, some = np.ones(rows * w), np.empty(rows * w), np.empty(rows * w), np.empty(rows * w), np.empty(rows * w)
-    violation, total, value, size, slack, inverse = 0.0, 0.0, 0.0, 0.0, 0.0, 1.0 / variance
+    exists, t, terms, rough = np.ones(rows * w), np.empty(rows * w), np.empty(rows * w), np.empty(rows * w)
+    violation, total, value, size, slack = 0.0, 0.0, 0.0, 0.0, 0.0
     for turn in range(2):  # vertical edges, horizontal ones
         end, step = (p - w, w) if turn == 0 else (p, 1)
         if turn == 1:
@@ -113,14 +102,6 @@ def both_sides(
                     excess = abs(t[e] - middle[e]) - radius
                     violation = max(violation, excess) if excess < np.inf else np.inf  # what is not a number is no map
             _terms(flow, middle, radius, terms, rough)
-            if turn == 0:
-                _multipliers(flow, middle, radius, inverse, y[first : first + n])
-            else:
-                _multipliers(flow, middle, radius, inverse, some)
-                for i in range(n // w):
-                    line = p - w + (first // w + i) * (w - 1)
-                    for j in range(w - 1):
-                        y[line + j] = some[i * w + j]
             a, b, c, d = _sums(t[:n], terms[:n], rough[:n])
             total, value, size, slack = total + a, value + b, size + c, slack + d
     # any number is added to at most 2 _PART + w others of its part, and the sum of that to those of at most 2h more

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from formulations.leg.network import Integers
 from formulations.leg.path import follow
 from formulations.leg.pivots import CENTRE, FLOW, PIECE, carry
-from formulations.leg.tree import EDGE, SHIFT, plant
+from formulations.leg.tree import EDGE, SHIFT, Table, plant
 from formulations.norms import Array
 
 Number = TypeVar("Number", np.float64, np.int64)
@@ -53,20 +53,20 @@ class NetworkSimplex:
         self.edges[PIECE] = 1 + in_lines(h, w, np.full(len(centre), -2))  # those that would leave the grid are on a piece: they never enter
         self.edges[PIECE, np.delete(self.pixels[:, EDGE], self.root)] = 1
 
-    def follow(self, radii: Array, mean: float, variance: float, time_limit: float | None = None) -> tuple[Array, Array, Array]:
-        """Per radius (objective, lower, violation) (n, 3), the map (n, p) of the given mean and the multipliers (n, m) of the optimum.
+    def follow(self, radii: Array, mean: float, time_limit: float | None = None) -> tuple[Array, Array, Table]:
+        """Per radius (objective, lower, violation) (n, 3), the map (n, p) of the given mean and z (n, 2p), in two lines, at the optimum.
 
         The values are no numbers where z is no circulation, and where the time for one radius or the patience (a hundred pivots an edge) is over.
         """
         (h, w), n = self.shape, len(radii)
         p, m = h * w, 2 * h * w - h - w
-        values, maps, multipliers = np.full((n, 3), np.nan), np.empty((n, p)), np.empty((n, m))
+        values, maps, flows = np.full((n, 3), np.nan), np.empty((n, p)), np.empty((n, 2 * p), dtype=np.int32)
         tables = (self.root, w, self.pixels, self.order, self.edges, self.limits, self.potentials, self._queue, self._moved)
         tolerances = _TOLERANCE * (self.largest + radii)
         self._carry(radii[0])
         k, begun, chunks = 0, time.monotonic(), 0
         while k < n:
-            reached = follow(*tables, radii, tolerances, k, _CHUNK, mean, variance, values, maps, multipliers)
+            reached = follow(*tables, radii, tolerances, k, _CHUNK, mean, values, maps, flows)
             self.radius = float(radii[min(reached, n - 1)])
             if reached == k:
                 chunks += 1
@@ -75,7 +75,7 @@ class NetworkSimplex:
                 reached = k + 1  # as good as it is
                 self._carry(radii[min(reached, n - 1)])
             k, begun, chunks = reached, time.monotonic(), 0
-        return values, maps, multipliers
+        return values, maps, flows
 
     def _carry(self, radius: float) -> None:
         tables, g = (self.pixels, self.order, self.edges, self.limits), self.potentials
@@ -85,9 +85,7 @@ class NetworkSimplex:
     @property
     def flow(self) -> Integers:
         """z (m,) in the order of D."""
-        h, w = self.shape
-        down, right = self.edges[FLOW].astype(np.int64).reshape(2, h, w)
-        return np.concatenate([down[:-1].ravel(), right[:, :-1].ravel()])
+        return from_lines(*self.shape, self.edges[FLOW]).astype(np.int64)
 
 
 def in_lines(h: int, w: int, values: NDArray[Number]) -> NDArray[Number]:
@@ -95,3 +93,9 @@ def in_lines(h: int, w: int, values: NDArray[Number]) -> NDArray[Number]:
     lines, down = np.zeros((2, h, w), dtype=values.dtype), (h - 1) * w
     lines[0, :-1], lines[1, :, :-1] = values[:down].reshape(h - 1, w), values[down:].reshape(h, w - 1)
     return lines.ravel()
+
+
+def from_lines(h: int, w: int, lines: NDArray[Any]) -> NDArray[Any]:
+    """The values of the edges (m,), in the order of D, that `in_lines` put into two lines (2p,)."""
+    down, right = lines.reshape(2, h, w)
+    return np.concatenate([down[:-1].ravel(), right[:, :-1].ravel()])
